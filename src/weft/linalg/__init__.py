@@ -1,0 +1,50 @@
+"""Matrices, and nothing about models: rank, factorizations, truncation, subspaces and factored matrices."""
+
+from weft.linalg.exact import (
+    Minor,
+    determinant,
+    exact_rank,
+    exact_rank_factorization,
+    first_minor,
+    matrix_of_minors,
+    minor,
+    minors,
+    rank_by_minors,
+)
+from weft.linalg.factored import LowRank, Truncation
+from weft.linalg.factorize import LU, QR, SVD, RankFactorization, lu, qr, rank_factorization, svd
+from weft.linalg.rank import effective_rank, numerical_rank, stable_rank
+from weft.linalg.subspace import principal_angles, subspace_similarity, subspace_similarity_grid
+from weft.linalg.truncated import BestRank, RandomizedSVD, best_rank, randomized_svd
+
+__all__ = [
+    "LU",
+    "QR",
+    "SVD",
+    "BestRank",
+    "LowRank",
+    "Minor",
+    "RandomizedSVD",
+    "RankFactorization",
+    "Truncation",
+    "best_rank",
+    "determinant",
+    "effective_rank",
+    "exact_rank",
+    "exact_rank_factorization",
+    "first_minor",
+    "lu",
+    "matrix_of_minors",
+    "minor",
+    "minors",
+    "numerical_rank",
+    "principal_angles",
+    "qr",
+    "randomized_svd",
+    "rank_by_minors",
+    "rank_factorization",
+    "stable_rank",
+    "subspace_similarity",
+    "subspace_similarity_grid",
+    "svd",
+]
