@@ -219,7 +219,7 @@ def test_squared_norm_by_inner_product_has_a_gradient_at_zero() -> None:
 def test_is_a_frozen_value_compared_by_identity() -> None:
     M = low_rank(3, 3, 1, 0)
     twin = LowRank(M.B, M.A, M.scaling)
-    assert M == M
+    assert twin not in [M]
     assert len({M, M, twin}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         M.scaling = 2.0  # type: ignore[misc]
