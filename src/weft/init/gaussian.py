@@ -1,0 +1,14 @@
+"""A normal with standard deviation 1/r, B zero (Hu et al., 2021, section 4.1)."""
+
+import torch
+from torch import Tensor
+
+from weft.config import Gaussian
+from weft.init.start import Start, start_factors
+
+
+@start_factors.register
+def _(init: Gaussian, W: Tensor, rank: int, scaling: float, dtype: torch.dtype) -> Start:
+    out, width = W.shape
+    A = torch.empty(rank, width, dtype=dtype, device=W.device).normal_(std=1 / rank)
+    return Start(A, torch.zeros(out, rank, dtype=dtype, device=W.device))

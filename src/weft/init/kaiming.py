@@ -1,0 +1,17 @@
+"""A uniform in +-1/sqrt(in), B zero: torch's own start of a linear layer, as the code released with the paper has it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from weft.config import Kaiming
+from weft.init.start import Start, start_factors
+
+
+@start_factors.register
+def _(init: Kaiming, W: Tensor, rank: int, scaling: float, dtype: torch.dtype) -> Start:
+    out, width = W.shape
+    bound = 1 / math.sqrt(width)
+    A = torch.empty(rank, width, dtype=dtype, device=W.device).uniform_(-bound, bound)
+    return Start(A, torch.zeros(out, rank, dtype=dtype, device=W.device))

@@ -1,0 +1,26 @@
+"""The only part that touches a live model: plan, attach, switch, collect, merge, detach."""
+
+from weft.model.attach import attach, detach
+from weft.model.collect import collect
+from weft.model.merge import MergeReport, merge, merged, unmerge
+from weft.model.plan import Plan, PlannedModule, plan
+from weft.model.state import adapter_names, base_fingerprint, trainable_parameters
+from weft.model.switch import activate, active
+
+__all__ = [
+    "MergeReport",
+    "Plan",
+    "PlannedModule",
+    "activate",
+    "active",
+    "adapter_names",
+    "attach",
+    "base_fingerprint",
+    "collect",
+    "detach",
+    "merge",
+    "merged",
+    "plan",
+    "trainable_parameters",
+    "unmerge",
+]

@@ -1,0 +1,43 @@
+"""The attached adapter as a value: a copy that later training does not change."""
+
+from torch import Tensor, nn
+
+from weft.adapter import Adapter, Layout
+from weft.linalg import LowRank
+from weft.model.modules import adapted_modules
+from weft.model.state import require_adapter, state_of
+from weft.nn import Factors, LoRALayer, ReplacedModule, TrainedBias
+
+
+def collect(model: nn.Module, name: str = "default") -> Adapter:
+    """The adapter `name` of `model` as a value, its tensors copied to the CPU.
+
+    Raises:
+        StateError: nothing is attached under this name.
+    """
+    record = require_adapter(state_of(model), name)
+    factors: dict[str, LowRank] = {}
+    layouts: dict[str, Layout] = {}
+    tensors: dict[str, Tensor] = {}
+    copies: dict[int, LowRank] = {}  # factors that two modules share stay shared
+    for path, module in adapted_modules(model):
+        if name not in module.adapters:
+            continue
+        part = module.adapters[name]
+        if isinstance(module, LoRALayer) and isinstance(part, Factors):
+            if id(part) not in copies:
+                value = part.low_rank()
+                copies[id(part)] = LowRank(_copy(value.B), _copy(value.A), value.scaling)
+            factors[path] = copies[id(part)]
+            layouts[path] = module.layout(module)
+            if part.bias is not None:
+                tensors[f"{path}.bias"] = _copy(part.bias)
+        elif isinstance(module, ReplacedModule):
+            tensors |= {f"{path}.{key}": _copy(value) for key, value in part.state_dict().items()}
+        elif isinstance(part, TrainedBias):
+            tensors[f"{path}.bias"] = _copy(part.bias)
+    return Adapter(record.config, factors, layouts, tensors, record.base, record.provenance)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,70 @@
+"""Which adapters change the output: switching copies nothing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from weft.errors import StateError
+from weft.model.modules import adapted_modules
+from weft.model.state import ModelState, require_adapter, require_unmerged, state_of
+from weft.nn import ReplacedModule
+
+Selection = str | Sequence[str] | Mapping[str, float] | None
+"""One adapter, several whose changes are summed, several with a factor each, or none: the base alone."""
+
+
+def activate(model: nn.Module, names: Selection) -> None:
+    """Makes the named adapters the active ones; None leaves the base alone.
+
+    Args:
+        model: a model with adapters attached.
+        names: one name, several (their changes are summed), or {name: factor}.
+
+    Raises:
+        StateError: an unknown name, adapters that cannot be summed, or a merge that is not undone yet.
+    """
+    state = state_of(model)
+    require_unmerged(state, "switch adapters")
+    chosen = selection(state, names)
+    check_sum(model, chosen)
+    for _, module in adapted_modules(model):
+        module.active = {name: scale for name, scale in chosen.items() if name in module.adapters}
+    state.active = chosen
+
+
+@contextmanager
+def active(model: nn.Module, names: Selection) -> Iterator[None]:
+    """`activate` for the length of a ``with`` block; what was active before is active again after it."""
+    before = dict(state_of(model).active)
+    activate(model, names)
+    try:
+        yield
+    finally:
+        activate(model, before)
+
+
+def selection(state: ModelState, names: Selection) -> dict[str, float]:
+    """A selection as {name: factor}, every name checked."""
+    if names is None:
+        return {}
+    if isinstance(names, str):
+        names = [names]
+    chosen = {name: float(names[name]) if isinstance(names, Mapping) else 1.0 for name in names}
+    for name in chosen:
+        require_adapter(state, name)
+    return chosen
+
+
+def check_sum(model: nn.Module, chosen: Mapping[str, float]) -> None:
+    """Raises StateError if a whole module is trained in several of the chosen adapters, or is to be scaled."""
+    for path, module in adapted_modules(model):
+        if isinstance(module, ReplacedModule):
+            holders = [name for name in chosen if name in module.adapters]
+            if len(holders) > 1:
+                raise StateError(
+                    f"{' and '.join(map(repr, holders))} each have their own {path!r}, and two whole modules "
+                    "cannot be summed; activate one of them"
+                )
+            if holders and chosen[holders[0]] != 1:
+                raise StateError(f"{holders[0]!r} has its own {path!r}, and a whole module cannot be scaled; use 1.0")

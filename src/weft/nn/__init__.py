@@ -1,0 +1,31 @@
+"""Adapted layers: a base layer, the same object, given in place a class that adds a bank of adapters.
+
+`bank.py` holds what all adapted modules share, `base.py` the one forward of LoRA layers; each layer
+kind is one file that says how its product with B A is computed and how B A lies in its weight.
+"""
+
+from weft.nn.bank import Adapted, unweave, weave
+from weft.nn.base import Factors, LoRALayer, VariantRule, layer_kind_of, layer_kinds
+from weft.nn.bias import BiasLayer, TrainedBias
+from weft.nn.conv import LoRAConv
+from weft.nn.embedding import LoRAEmbedding
+from weft.nn.linear import LoRALinear, LoRATransposedLinear
+from weft.nn.replaced import ReplacedModule
+
+__all__ = [
+    "Adapted",
+    "BiasLayer",
+    "Factors",
+    "LoRAConv",
+    "LoRAEmbedding",
+    "LoRALayer",
+    "LoRALinear",
+    "LoRATransposedLinear",
+    "ReplacedModule",
+    "TrainedBias",
+    "VariantRule",
+    "layer_kind_of",
+    "layer_kinds",
+    "unweave",
+    "weave",
+]

@@ -1,0 +1,190 @@
+"""The LoRA layer: the one forward of every layer kind, and the factors it reads.
+
+Three things vary and are kept apart: the layer's kind (a subclass here), the initializer (`weft.init`),
+and the variant (`weft.variants`), whose rule each `Factors` carries.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from weft import ops
+from weft.adapter import Layout
+from weft.linalg import LowRank
+from weft.nn.bank import Adapted
+from weft.registry import Registry
+
+
+class VariantRule(Protocol):
+    """What a variant does with a layer; `weft.variants` registers one rule for each type of variant."""
+
+    def output(self, layer: "LoRALayer", output: Tensor, x: Tensor, factors: "Factors", scale: float) -> Tensor:
+        """The layer's output with this adapter, from the `output` without it."""
+
+    def weight(self, layer: "LoRALayer", weight: Tensor, factors: "Factors", scale: float) -> Tensor:
+        """The layer's weight with this adapter, from the `weight` without it, in the dtype of `weight`."""
+
+
+class Factors(nn.Module):
+    """One adapter on one layer.
+
+    Attributes:
+        lora_A: (r, in).
+        lora_B: (out, r).
+        bias: the bias that replaces the base's, or None where it is not trained.
+        offset_A, offset_B: A0 (r, in) and B0 (out, r) of an initializer that starts from W itself: the change
+            is s (B A - B0 A0), zero at the start. None for the others.
+        scaling: s.
+        dropout: the probability of dropping an entry of the branch's input.
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    bias: nn.Parameter | None
+    offset_A: Tensor | None
+    offset_B: Tensor | None
+
+    def __init__(
+        self,
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
+        rule: VariantRule,
+        *,
+        dropout: float = 0.0,
+        bias: Tensor | None = None,
+        offset: tuple[Tensor, Tensor] | None = None,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(A, requires_grad=trainable)
+        self.lora_B = nn.Parameter(B, requires_grad=trainable)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=trainable)
+        self.register_buffer("offset_A", None if offset is None else offset[0])
+        self.register_buffer("offset_B", None if offset is None else offset[1])
+        self.scaling = scaling
+        self.dropout = dropout
+        self.rule = rule
+
+    def low_rank(self) -> LowRank:
+        """The change of the weight, as a value that shares these tensors: s (B A), or s (B A - B0 A0) at rank 2r."""
+        value = LowRank(self.lora_B.detach(), self.lora_A.detach(), self.scaling)
+        if self.offset_A is None or self.offset_B is None:
+            return value
+        return value - LowRank(self.offset_B, self.offset_A, self.scaling)
+
+    def extra_repr(self) -> str:
+        (out, rank), width = self.lora_B.shape, self.lora_A.shape[1]
+        return f"{out} x {width}, rank={rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
+
+
+class LoRALayer(Adapted):
+    """A base layer with low-rank changes: ``output = base(x) + sum of s B A x`` over the active adapters."""
+
+    weight: Tensor
+    bias: Tensor
+    kind: ClassVar[str]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The base's output, changed by each active adapter in turn; shapes are the base layer's."""
+        output: Tensor = super().forward(input)  # the base layer's class comes next in the MRO
+        for name, scale in self.active.items():
+            factors = self.adapters[name]
+            assert isinstance(factors, Factors)
+            output = factors.rule.output(self, output, input, factors, scale)
+            if factors.bias is not None:
+                output = output + scale * self.as_bias(factors.bias - self.bias).to(output.dtype)
+        return output
+
+    def update(self, x: Tensor, factors: Factors) -> Tensor:
+        """The product of x with B A, or with B A - B0 A0; unscaled, in the shape of the layer's output."""
+        x = self.branch_input(x, factors)
+        update = self.product(x, factors.lora_A, factors.lora_B)
+        if factors.offset_A is None or factors.offset_B is None:
+            return update
+        # Two products of one shape, subtracted: exactly zero while the factors are where they started.
+        return update - self.product(x, factors.offset_A, factors.offset_B)
+
+    def branch_input(self, x: Tensor, factors: Factors) -> Tensor:
+        """The input of the adapter's branch: x with dropout while training."""
+        return ops.drop(x, factors.dropout, self.training)
+
+    def as_bias(self, bias: Tensor) -> Tensor:
+        """A bias (out) in a shape that adds to the layer's output."""
+        return bias
+
+    @classmethod
+    @abstractmethod
+    def serves(cls, module: nn.Module) -> bool:
+        """Whether this kind is for modules of that type."""
+
+    @classmethod
+    def refusal(cls, module: nn.Module) -> str | None:
+        """Why this module cannot be adapted although it is of the type; None if it can."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def shape(cls, module: nn.Module) -> tuple[int, int]:
+        """(out, in) of the module's factors: B is (out, r), A is (r, in)."""
+
+    @classmethod
+    @abstractmethod
+    def layout(cls, module: nn.Module) -> Layout:
+        """How B A lies in the module's weight."""
+
+    @classmethod
+    @abstractmethod
+    def matrix(cls, module: nn.Module) -> Tensor:
+        """The module's weight as the matrix (out, in) that B A adds to."""
+
+    @classmethod
+    def as_weight(cls, module: nn.Module, matrix: Tensor) -> Tensor:
+        """The inverse of `matrix`: a matrix (out, in) in the shape of the module's weight."""
+        return matrix
+
+    @abstractmethod
+    def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """The layer's output if B A were its weight and it had no bias."""
+
+
+L = TypeVar("L", bound=type[LoRALayer])
+
+layer_kinds: Registry[type[LoRALayer]] = Registry("layer kind")
+
+
+def register_layer_kind(kind: L) -> L:
+    """A class decorator that adds a layer kind under its name."""
+    layer_kinds.register(kind.kind)(kind)
+    return kind
+
+
+def layer_kind_of(module: nn.Module) -> type[LoRALayer] | None:
+    """The layer kind for a module, or None if it is not a layer that weft adapts.
+
+    The kind registered last is asked first, so that an added one can serve a subclass of torch's layers.
+    """
+    return next((layer_kinds[name] for name in reversed(list(layer_kinds)) if layer_kinds[name].serves(module)), None)
+
+
+def differs_from_base(module: nn.Module, plain: Callable[[Tensor], Tensor], example: Tensor) -> bool:
+    """Whether a subclass's own forward computes something other than `plain` does, on one small example.
+
+    An adapter's branch adds to the output of the plain layer; a subclass that, say, scales its output would
+    silently give another result merged than unmerged.
+    """
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if weight.is_meta or not weight.is_floating_point():
+        return False
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            found, expected = module(example), plain(example)
+    finally:
+        module.train(was_training)
+    return found.shape != expected.shape or not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-3)

@@ -1,0 +1,31 @@
+"""A whole module trained beside the factors (a classifier head, say): each adapter has its own copy.
+
+The base's module stays as it was and answers when no adapter is active.
+"""
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from weft.nn.bank import Adapted
+
+
+class ReplacedModule(Adapted):
+    """A base module that, under an adapter, is answered for by that adapter's copy of it."""
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the active adapter's copy answers; the base's own answer if none is active."""
+        for name in self.active:  # one at most: `weft.activate` sees to that
+            return self.adapters[name](*inputs, **options)
+        return super().forward(*inputs, **options)
+
+
+def trained_copy(module: nn.Module, trainable: bool) -> nn.Module:
+    """A copy of a module's parameters and buffers to train, without the hooks that belong to its place."""
+    twin = copy.deepcopy(module)
+    for part in twin.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+        part._backward_hooks.clear()
+    return twin.requires_grad_(trainable)

@@ -1,0 +1,28 @@
+"""LoRA itself: W' = W + s B A (Hu et al., 2021)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weft.config import LoRA
+from weft.nn import Factors, LoRALayer, VariantRule
+from weft.variants.rule import rule_for
+
+
+@dataclass(frozen=True)
+class LoRARule:
+    """Adds s B A to the weight, or s B A x to the output."""
+
+    def output(self, layer: LoRALayer, output: Tensor, x: Tensor, factors: Factors, scale: float) -> Tensor:
+        """output + s B A x."""
+        return torch.add(output, layer.update(x, factors).to(output.dtype), alpha=scale * factors.scaling)
+
+    def weight(self, layer: LoRALayer, weight: Tensor, factors: Factors, scale: float) -> Tensor:
+        """weight + s B A, in place of `weight`."""
+        return weight.add_(factors.low_rank().dense(weight.dtype), alpha=scale)
+
+
+@rule_for.register
+def _(variant: LoRA) -> VariantRule:
+    return LoRARule()
