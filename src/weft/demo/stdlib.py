@@ -89,11 +89,9 @@ def _without_docstrings(text: str, tree: ast.AST) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and len(node.body) > 1:
             first, second = node.body[:2]
-            is_string = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-            if is_string and isinstance(first.value.value, str) and first.end_lineno:  # type: ignore[attr-defined]
-                # A docstring that shares a line with other code stays: lines are taken whole.
-                if getattr(node, "lineno", 0) < first.lineno and first.end_lineno < second.lineno:
-                    drop.update(range(first.lineno, first.end_lineno + 1))
+            shares_a_line = first.lineno <= getattr(node, "lineno", 0) or second.lineno <= (first.end_lineno or 0)
+            if _is_string(first) and not shares_a_line:  # lines are taken whole
+                drop.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     start = getattr(tree, "lineno", 1)
     end = getattr(tree, "end_lineno", len(lines))
     return "\n".join(lines[i - 1] for i in range(start, end + 1) if i not in drop)
@@ -101,3 +99,7 @@ def _without_docstrings(text: str, tree: ast.AST) -> str:
 
 def _dedent(source: str, columns: int) -> str:
     return "\n".join(line[columns:] if line[:columns].isspace() else line for line in source.splitlines())
+
+
+def _is_string(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,4 +1,4 @@
-"""A uniform in +-1/sqrt(in), B zero: torch's own start of a linear layer, as the code released with the paper has it."""
+"""A uniform in +-1/sqrt(in), B zero: torch's own start of a linear layer, the choice of the paper's released code."""
 
 import math
 

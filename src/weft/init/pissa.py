@@ -4,7 +4,6 @@ W itself stays: s B0 A0, the rank-r part of W, is subtracted in the layer. So no
 changes, and the adapter that is saved is the plain low-rank difference s (B A - B0 A0), of rank 2r.
 """
 
-
 import torch
 from torch import Tensor
 

@@ -124,7 +124,9 @@ def unmerge(model: nn.Module, *, missing_ok: bool = False) -> None:
 
 
 @contextmanager
-def merged(model: nn.Module, names: Selection = None, *, undo: Literal["snapshot", "patch"] = "snapshot") -> Iterator[MergeReport]:  # fmt: skip
+def merged(
+    model: nn.Module, names: Selection = None, *, undo: Literal["snapshot", "patch"] = "snapshot"
+) -> Iterator[MergeReport]:
     """`merge` for the length of a ``with`` block; what was active before is active again after it."""
     before = dict(state_of(model).active)
     report = merge(model, names, undo=undo)
@@ -260,7 +262,7 @@ def _unmergeable(module: Adapted) -> str | None:
 
 def _same_factors(a: LoRALayer, b: LoRALayer, chosen: dict[str, float]) -> bool:
     for name in chosen:
-        mine, theirs = (layer.adapters[name] if name in layer.adapters else None for layer in (a, b))
+        mine, theirs = (dict(layer.adapters.items()).get(name) for layer in (a, b))
         if mine is theirs:
             continue
         if not isinstance(mine, Factors) or not isinstance(theirs, Factors) or mine.scaling != theirs.scaling:

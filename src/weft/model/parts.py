@@ -1,0 +1,237 @@
+"""An adapter's part on each module: new from a plan, or bound from an adapter's tensors.
+
+Nothing here touches the model: the parts are made and checked first, and put into the banks by `attach`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from weft.adapter import Adapter
+from weft.errors import BindingError, ConfigError, StateError, TargetError
+from weft.init import start_factors
+from weft.linalg import LowRank
+from weft.model.modules import base_modules
+from weft.model.patterns import first_match
+from weft.model.plan import Plan, PlannedModule
+from weft.nn import Adapted, BiasLayer, Factors, ReplacedModule, TrainedBias, VariantRule, layer_kind_of, unweave
+from weft.nn.bank import foreign_forward
+from weft.nn.replaced import trained_copy
+from weft.variants import rule_for
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One adapter's part on one module.
+
+    Attributes:
+        path: the module's path.
+        module: the module of the base.
+        kind: what it must be woven into.
+        content: what goes into its bank.
+    """
+
+    path: str
+    module: nn.Module
+    kind: type[Adapted]
+    content: nn.Module
+
+    def __post_init__(self) -> None:
+        if isinstance(self.module, Adapted) and not isinstance(self.module, self.kind):
+            carried = type(self.module).__bases__[0].__name__
+            raise StateError(
+                f"{self.path!r} carries an adapter as {carried} already and cannot carry another as "
+                f"{self.kind.__name__}; detach that one first"
+            )
+
+
+def new_parts(model: nn.Module, plan: Plan) -> list[Part]:
+    """The parts of a new adapter, started by its initializer.
+
+    Raises:
+        TargetError: the initializer cannot serve a module.
+        StateError: a module carries an adapter of another sort.
+    """
+    by_path = dict(base_modules(model))
+    made: dict[str, Factors] = {}
+    parts = []
+    for planned in plan.modules:
+        module = by_path[planned.path]
+        kind = layer_kind_of(module)
+        assert kind is not None
+        if planned.shares is None:
+            made[planned.path] = _started(planned, plan, module, kind.matrix(module))
+        parts.append(Part(planned.path, module, kind, made[planned.shares or planned.path]))
+    for path in plan.trained:
+        parts.append(Part(path, by_path[path], ReplacedModule, trained_copy(_plain(by_path[path]), trainable=True)))
+    for path in plan.biases:
+        bias = by_path[path]._parameters["bias"]
+        assert bias is not None
+        parts.append(Part(path, by_path[path], BiasLayer, TrainedBias(_wide_copy(bias), trainable=True)))
+    return parts
+
+
+def _started(planned: PlannedModule, plan: Plan, module: nn.Module, matrix: Tensor) -> Factors:
+    config = plan.config
+    try:
+        start = start_factors(config.init, matrix, planned.rank, planned.scaling, _factor_dtype(matrix))
+    except ConfigError as error:
+        raise TargetError(f"targets: {planned.path!r} cannot be adapted: {error}") from error
+    bias = module._parameters["bias"] if planned.bias else None
+    return Factors(
+        start.A,
+        start.B,
+        planned.scaling,
+        rule_for(config.variant),
+        dropout=config.dropout,
+        bias=None if bias is None else _wide_copy(bias),
+        offset=start.offset,
+    )
+
+
+def loaded_parts(model: nn.Module, adapter: Adapter, trainable: bool) -> list[Part]:
+    """The parts of a given adapter; every one of its tensors is bound exactly once.
+
+    Raises:
+        BindingError: some did not fit; all of them are listed.
+        StateError: a module carries an adapter of another sort.
+    """
+    binding = _Binding(
+        dict(base_modules(model)), adapter, trainable, rule_for(adapter.config.variant), dict(adapter.tensors)
+    )
+    for path, value in adapter.factors.items():
+        binding.bind_factors(path, value)
+    for path in binding.whole_modules():
+        binding.bind_whole(path)
+    for key in list(binding.left):
+        binding.bind_bias(key)
+    if binding.problems:
+        total = len(adapter.factors) + len(adapter.tensors)
+        raise BindingError(
+            f"{len(binding.problems)} of the adapter's {total} entries did not fit this {type(model).__name__}; "
+            "nothing was attached:\n  " + "\n  ".join(binding.problems)
+        )
+    return binding.parts
+
+
+@dataclass(eq=False)
+class _Binding:
+    """The tensors of an adapter on their way to a model's modules.
+
+    Attributes:
+        by_path: the base's modules.
+        adapter: what is bound.
+        trainable: whether it will be trained further.
+        rule: its variant's rule.
+        left: its tensors that are not bound yet, beside the factors.
+        parts: what was bound.
+        problems: a line for each entry that did not fit.
+    """
+
+    by_path: Mapping[str, nn.Module]
+    adapter: Adapter
+    trainable: bool
+    rule: VariantRule
+    left: dict[str, Tensor]
+    parts: list[Part] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def bind_factors(self, path: str, value: LowRank) -> None:
+        module, layout = self.by_path.get(path), self.adapter.layouts[path]
+        found = f"{path}: found B {_shape(value.B)} and A {_shape(value.A)} ({layout})"
+        if module is None:
+            self.problems.append(f"{found}, but there is no such module")
+            return
+        kind = layer_kind_of(module)
+        if kind is None:
+            self.problems.append(f"{found}, but a {type(module).__name__} is no layer that weft adapts")
+            return
+        refusal = "its forward was replaced on the object" if foreign_forward(module) else kind.refusal(module)
+        if refusal is not None:
+            self.problems.append(f"{found}, but {refusal}")
+            return
+        out, width = kind.shape(module)
+        if value.shape != (out, width) or layout != kind.layout(module):
+            self.problems.append(f"{found}, expected B ({out}, r) and A (r, {width}) ({kind.layout(module)})")
+            return
+        key = f"{path}.bias"
+        bias = self.left.pop(key, None)
+        if bias is not None and not self._fits(key, bias, module._parameters.get("bias")):
+            return
+        device = kind.matrix(module).device
+        content = Factors(
+            self._own(value.A, device),
+            self._own(value.B, device),
+            value.scaling,
+            self.rule,
+            dropout=self.adapter.config.dropout if self.trainable and layout.kind != "embedding" else 0.0,
+            bias=None if bias is None else self._own(bias, device),
+            trainable=self.trainable,
+        )
+        self.parts.append(Part(path, module, kind, content))
+
+    def whole_modules(self) -> list[str]:
+        """The outermost modules that the adapter trains whole."""
+        patterns = self.adapter.config.train_modules
+        found: list[str] = []
+        for path in self.by_path:
+            inside = any(path.startswith(f"{outer}.") for outer in found)
+            if path and not inside and first_match(patterns, path) is not None:
+                found.append(path)
+        return found
+
+    def bind_whole(self, path: str) -> None:
+        module = self.by_path[path]
+        twin = trained_copy(_plain(module), self.trainable)
+        expected = twin.state_dict()
+        own = {key: self.left.pop(f"{path}.{key}") for key in expected if f"{path}.{key}" in self.left}
+        fits = [self._fits(f"{path}.{key}", own.get(key), tensor) for key, tensor in expected.items()]
+        if all(fits):
+            twin.load_state_dict(own)
+            self.parts.append(Part(path, module, ReplacedModule, twin))
+
+    def bind_bias(self, key: str) -> None:
+        path, _, last = key.rpartition(".")
+        module, bias = self.by_path.get(path), self.left.pop(key)
+        if last != "bias" or module is None or not BiasLayer.serves(module):
+            self.problems.append(f"{key}: found {_shape(bias)}, but nothing in the model takes it")
+        elif self._fits(key, bias, module._parameters.get("bias")):
+            device = module._parameters["bias"].device  # type: ignore[union-attr]  # it has one: it fits
+            self.parts.append(Part(path, module, BiasLayer, TrainedBias(self._own(bias, device), self.trainable)))
+
+    def _fits(self, key: str, found: Tensor | None, expected: Tensor | None) -> bool:
+        """Whether a tensor has the shape that the model expects; notes a problem if not."""
+        if found is not None and expected is not None and found.shape == expected.shape:
+            return True
+        shapes = ["nothing" if tensor is None else _shape(tensor) for tensor in (found, expected)]
+        self.problems.append(f"{key}: found {shapes[0]}, expected {shapes[1]}")
+        return False
+
+    def _own(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """The tensor to put into a bank: a wide copy if it is to be trained, else the adapter's own, shared."""
+        return (_wide_copy(tensor) if self.trainable else tensor.detach()).to(device)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The module as the base has it, without what other adapters put there; a copy where it carries any."""
+    if not isinstance(module, ReplacedModule):
+        return module
+    twin = trained_copy(module, trainable=False)
+    assert isinstance(twin, ReplacedModule)
+    unweave(twin)
+    return twin
+
+
+def _factor_dtype(matrix: Tensor) -> torch.dtype:
+    """float32 for a half-precision or quantised base: AdamW's small steps would be rounded away in bfloat16."""
+    return matrix.dtype if matrix.dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _wide_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(_factor_dtype(tensor), copy=True)
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
