@@ -19,6 +19,8 @@ _LEFT_OUT = frozenset(
     {"test", "tests", "idlelib", "idle_test", "turtledemo", "lib2to3", "site-packages", "__pycache__"}
 )
 
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
 
 @dataclass(frozen=True)
 class Function:
@@ -50,30 +52,34 @@ def source_files() -> Iterator[tuple[str, Path]]:
 
 
 def without_docstrings(source: str) -> str:
-    """The source text with the lines of every docstring taken out; all else, comments too, as it was."""
-    return _without_docstrings(source, _parse(source))
+    """The source text with the lines of every docstring taken out; all else, comments too, as it was.
+
+    Raises:
+        SyntaxError: the text is not Python.
+    """
+    tree, lines = _parse(source), source.splitlines()
+    return "\n".join(_undocumented(lines, tree, 1, len(lines)))
 
 
 def functions() -> list[Function]:
     """Every function of the standard library whose docstring opens with a sentence of 3 to 16 words."""
-    rows, seen = [], set()
+    rows: dict[tuple[str, str], Function] = {}
     for module, path in source_files():
         text = path.read_text(encoding="utf-8", errors="replace")
         try:
             tree = _parse(text)
         except SyntaxError:  # a few files are templates
             continue
+        lines = text.splitlines()
         for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("__"):
+            if not isinstance(node, _Function) or node.name.startswith("__") or len(node.body) < 2:
                 continue
             summary = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
-            if not 3 <= len(summary.split()) <= 16 or len(node.body) < 2:
-                continue
-            source = _dedent(_without_docstrings(text, node), node.col_offset)
-            if (source, summary) not in seen:
-                seen.add((source, summary))
-                rows.append(Function(module, node.name, source, summary))
-    return rows
+            if 3 <= len(summary.split()) <= 16:
+                body = _undocumented(lines, node, node.lineno, node.end_lineno or node.lineno)
+                source = "\n".join(_dedented(line, node.col_offset) for line in body)
+                rows.setdefault((source, summary), Function(module, node.name, source, summary))
+    return list(rows.values())
 
 
 def _parse(text: str) -> ast.Module:
@@ -82,24 +88,21 @@ def _parse(text: str) -> ast.Module:
         return ast.parse(text)
 
 
-def _without_docstrings(text: str, tree: ast.AST) -> str:
-    """The lines of `tree` (a module, or one function of it) with its docstrings' lines taken out."""
-    lines = text.splitlines()
+def _undocumented(lines: list[str], tree: ast.AST, start: int, end: int) -> list[str]:
+    """Lines `start` to `end`, which are those of `tree`, without the lines of docstrings."""
     drop: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and len(node.body) > 1:
+        if isinstance(node, ast.Module | ast.ClassDef | _Function) and len(node.body) > 1:
             first, second = node.body[:2]
             shares_a_line = first.lineno <= getattr(node, "lineno", 0) or second.lineno <= (first.end_lineno or 0)
             if _is_string(first) and not shares_a_line:  # lines are taken whole
                 drop.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    start = getattr(tree, "lineno", 1)
-    end = getattr(tree, "end_lineno", len(lines))
-    return "\n".join(lines[i - 1] for i in range(start, end + 1) if i not in drop)
-
-
-def _dedent(source: str, columns: int) -> str:
-    return "\n".join(line[columns:] if line[:columns].isspace() else line for line in source.splitlines())
+    return [lines[i - 1] for i in range(start, end + 1) if i not in drop]
 
 
 def _is_string(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _dedented(line: str, columns: int) -> str:
+    return line[columns:] if line[:columns].isspace() else line

@@ -104,21 +104,28 @@ def unmerge(model: nn.Module, *, missing_ok: bool = False) -> None:
 
     Raises:
         StateError: nothing is merged.
-        MergeError: the merge was final, or a patch does not fit the weights any more; they are left as they are.
+        MergeError: the merge was final, or a patch does not fit its weight any more: that one is left as it is.
     """
     state = state_of(model)
     if state.merged is None:
         raise StateError("nothing is merged; call weft.merge(model, name) first")
-    merged = [module for _, module in adapted_modules(model) if module.merged is not None]
+    merged = [(path, module) for path, module in adapted_modules(model) if module.merged is not None]
     if not merged:
         if missing_ok:
             return
         raise MergeError("this merge was made final (undo=None), so nothing was kept to undo it; load the base again")
-    for module in merged:
+    failed: dict[str, MergeError] = {}
+    for path, module in merged:
         assert isinstance(module.merged, list)
-        for each in reversed(module.merged):
-            each.restore()
-        module.merged = None
+        try:
+            for each in reversed(module.merged):
+                each.restore()
+        except MergeError as error:
+            failed[path] = error
+        else:
+            module.merged = None
+    if failed:
+        raise MergeError(f"{', '.join(failed)}: {next(iter(failed.values()))}")
     chosen, state.merged = state.merged, None
     activate(model, chosen)
 
@@ -142,13 +149,13 @@ class _Change:
     """How one tensor of the base changes.
 
     Attributes:
-        target: the tensor, changed in place.
-        new: computes its new value, in the target's shape; wider than the target where it was added to.
-        delta: computes the part that was added, where there is one; a patch subtracts it again.
+        target: the tensor.
+        write: changes it, in place.
+        delta: computes the part that `write` adds, where it adds one; a patch subtracts it again.
     """
 
     target: Tensor
-    new: Callable[[], Tensor]
+    write: Callable[[], object]
     delta: Callable[[], Tensor] | None = None
 
 
@@ -165,7 +172,7 @@ def _changes(module: Adapted, chosen: dict[str, float], same_weight: bool) -> It
         (twin, _), *_ = parts.values()
         for key, value in [*twin.named_parameters(), *twin.named_buffers()]:
             target = module.get_parameter(key) if isinstance(value, nn.Parameter) else module.get_buffer(key)
-            yield _Change(target, partial(torch.clone, value))
+            yield _Change(target, partial(target.copy_, value))
         return
     if isinstance(module, LoRALayer) and not same_weight:
         yield _weight_change(module, parts)
@@ -174,19 +181,22 @@ def _changes(module: Adapted, chosen: dict[str, float], same_weight: bool) -> It
     ]
     if biases:
         assert isinstance(module, LoRALayer | BiasLayer)
-        yield _Change(module.bias, partial(_summed_bias, module.bias, biases))
+        yield _Change(module.bias, lambda: module.bias.copy_(_summed_bias(module.bias, biases)))
 
 
 def _weight_change(layer: LoRALayer, parts: dict[str, tuple[nn.Module, float]]) -> _Change:
-    wide = _wide(layer.weight.dtype)
+    weight, wide = layer.weight, _wide(layer.weight.dtype)
 
-    def new() -> Tensor:
-        return _with_factors(layer, layer.matrix(layer).detach().to(wide, copy=True), parts)
+    def write() -> None:
+        # A weight that is wide itself is changed where it stands; a narrow one through a wide copy, rounded once.
+        new = _with_factors(layer, layer.matrix(layer).detach().to(wide), parts)
+        if new.data_ptr() != weight.data_ptr():
+            weight.copy_(new)
 
     def delta() -> Tensor:
         return _with_factors(layer, torch.zeros_like(layer.matrix(layer), dtype=wide), parts)
 
-    return _Change(layer.weight, new, delta)
+    return _Change(weight, write, delta)
 
 
 def _summed_bias(bias: Tensor, trained: list[tuple[nn.Parameter, float]]) -> Tensor:
@@ -206,15 +216,16 @@ def _with_factors(layer: LoRALayer, matrix: Tensor, parts: dict[str, tuple[nn.Mo
 def _apply(path: str, change: _Change, undo: UndoKind, log: list[Undo]) -> None:
     """Changes one tensor, with what undoes it put into `log` first."""
     target = change.target
-    new = change.new().to(target.dtype)
-    if not torch.isfinite(new).all() and torch.isfinite(target).all():
-        raise MergeError(
-            f"{path!r}: the merged weight does not fit {target.dtype} (infinite or not a number); no weight was "
-            "changed. Load the base in a wider dtype, or look at the adapter with `weft inspect`"
-        )
     snapshot = Snapshot.of(target)
     log.append(snapshot)
-    target.copy_(new)
+    change.write()
+    # A sum is finite only if every entry is, and takes one pass with nothing stored.
+    suspicious = target.is_floating_point() and not torch.isfinite(target.sum(dtype=_wide(target.dtype)))
+    if suspicious and torch.isfinite(snapshot.saved).all() and not torch.isfinite(target).all():
+        raise MergeError(
+            f"{path}: the merged weight does not fit {target.dtype} (infinite or not a number); no weight was "
+            "changed. Load the base in a wider dtype, or look at the adapter with `weft inspect`"
+        )
     if undo == "patch" and change.delta is not None:
         log[-1] = Patch.of(target, snapshot.saved.to(target.device), change.delta)
 

@@ -68,11 +68,11 @@ class Patch:
     @torch.no_grad()
     def of(cls, target: Tensor, old: Tensor, delta: Callable[[], Tensor]) -> "Patch":
         """A patch that takes `target`, now merged, back to `old`."""
+        old = old.contiguous()
         back = _subtract(target, delta())
-        flat = old.contiguous().view(-1)
-        wrong = (_bits(back.view(-1)) != _bits(flat)).nonzero().view(-1)
-        index = torch.int32 if flat.numel() < 2**31 else torch.int64
-        return cls(target, delta, wrong.to(index).cpu(), flat[wrong].cpu(), _checksum(flat))
+        wrong = (_bits(back) != _bits(old)).view(-1).nonzero().view(-1)
+        index = torch.int32 if old.numel() < 2**31 else torch.int64
+        return cls(target, delta, wrong.to(index).cpu(), old.view(-1)[wrong].cpu(), _checksum(old))
 
     @property
     def nbytes(self) -> int:
@@ -82,7 +82,7 @@ class Patch:
     def restore(self) -> None:
         back = _subtract(self.target, self.delta())
         back.view(-1)[self.places.to(back.device, torch.int64)] = self.values.to(back.device)
-        if _checksum(back.view(-1)) != self.checksum:
+        if _checksum(back) != self.checksum:
             raise MergeError(
                 "the patch would not restore the weight bit for bit (the merged weight, or the way matrices are "
                 "multiplied here, has changed since); nothing was changed. Load the base again, or use undo='snapshot'"
@@ -94,11 +94,13 @@ def _subtract(merged: Tensor, delta: Tensor) -> Tensor:
     return (merged.to(delta.dtype) - delta).to(merged.dtype).contiguous()
 
 
-def _bits(flat: Tensor) -> Tensor:
-    return flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
-def _checksum(flat: Tensor) -> tuple[int, int]:
-    bits = _bits(flat).to(torch.int64)
-    weights = torch.arange(1, bits.numel() + 1, device=bits.device) * 0x9E3779B1
-    return int(bits.sum()), int((bits * weights).sum())
+def _checksum(tensor: Tensor) -> tuple[int, int]:
+    """Sums over the bits by row and by column, each weighted by its place: any one changed entry changes both."""
+    bits = _bits(tensor).flatten(1) if tensor.ndim > 1 else _bits(tensor).unsqueeze(0)
+    sums = (bits.sum(1, dtype=torch.int64), bits.sum(0, dtype=torch.int64))
+    first, second = (int((s * torch.arange(1, s.numel() + 1, device=s.device)).sum()) for s in sums)
+    return first, second

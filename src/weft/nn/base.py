@@ -25,7 +25,10 @@ class VariantRule(Protocol):
         """The layer's output with this adapter, from the `output` without it."""
 
     def weight(self, layer: "LoRALayer", weight: Tensor, factors: "Factors", scale: float) -> Tensor:
-        """The layer's weight with this adapter, from the `weight` without it, in the dtype of `weight`."""
+        """The layer's weight with this adapter, as a matrix (out, in), from the `weight` without it.
+
+        It may be written in place of `weight`. Computed in the dtype of `weight`: float32, or float64.
+        """
 
 
 class Factors(nn.Module):

@@ -20,7 +20,8 @@ class LoRARule:
 
     def weight(self, layer: LoRALayer, weight: Tensor, factors: Factors, scale: float) -> Tensor:
         """weight + s B A, in place of `weight`."""
-        return weight.add_(factors.low_rank().dense(weight.dtype), alpha=scale)
+        change = factors.low_rank().to(dtype=weight.dtype)
+        return weight.addmm_(change.B, change.A, alpha=scale * change.scaling)
 
 
 @rule_for.register
