@@ -9,11 +9,10 @@ weft.attach(other_model, weft.load("my-adapter"))
 """
 
 from importlib.metadata import version
-from importlib.resources import files
-from pathlib import Path
 
 from weft import errors
 from weft.adapter import Adapter, Layout
+from weft.bundled import bundled_base
 from weft.config import Gaussian, Kaiming, LoRA, LoRAConfig, PiSSA, RankStabilized, Standard
 from weft.errors import WeftError
 from weft.formats import load
@@ -70,7 +69,3 @@ __all__ = [
     "unmerge",
 ]
 
-
-def bundled_base() -> Path:
-    """The folder of the bundled base model: a Llama of 6 million parameters that transformers loads."""
-    return Path(str(files("weft") / "base"))

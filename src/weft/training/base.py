@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from weft.bundled import bundled_base
 from weft.errors import ConfigError
 
 BUNDLED = "bundled"
@@ -22,11 +23,7 @@ class Base:
 
 def base_path(name: str | Path) -> str:
     """The folder or hub id that `name` stands for; ``bundled`` is the base model that comes with weft."""
-    if str(name) != BUNDLED:
-        return str(name)
-    from weft import bundled_base  # the package's root stands above this module
-
-    return str(bundled_base())
+    return str(bundled_base()) if str(name) == BUNDLED else str(name)
 
 
 def load_base(name: str | Path, *, dtype: torch.dtype = torch.float32, meta: bool = False) -> Base:
