@@ -16,6 +16,7 @@ from weft.model.plan import plan
 from weft.model.state import (
     Attached,
     ModelState,
+    adapter_names,
     drop_state,
     ensure_state,
     has_state,
@@ -115,11 +116,20 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
 def _check_name(model: nn.Module, name: str) -> None:
     if not name or not all(c.isalnum() or c in "_-" for c in name):
         raise StateError(f"an adapter's name may hold letters, digits, '_' and '-' only; found {name!r}")
+    if hasattr(nn.ModuleDict, name):
+        raise StateError(f"an adapter cannot be named {name!r}, which torch's modules use themselves; choose another")
     if has_state(model):
         state = state_of(model)
         require_unmerged(state, "attach an adapter")
         if name in state.adapters:
             raise StateError(f"an adapter named {name!r} is attached already; choose another name, or detach it first")
+    known = adapter_names(model)
+    for path, module in adapted_modules(model):
+        if any(other not in known for other in module.adapters):
+            raise StateError(
+                f"{path or 'this module'!r} carries an adapter that was attached through another module, one that "
+                "holds this one or that this one holds; attach to that module, or detach from it first"
+            )
 
 
 def _check_base(adapter: Adapter, base: Fingerprint) -> None:

@@ -25,10 +25,11 @@ def collect(model: nn.Module, name: str = "default") -> Adapter:
             continue
         part = module.adapters[name]
         if isinstance(module, LoRALayer) and isinstance(part, Factors):
-            if id(part) not in copies:
+            key = id(part.lora_B)
+            if key not in copies:
                 value = part.low_rank()
-                copies[id(part)] = LowRank(_copy(value.B), _copy(value.A), value.scaling)
-            factors[path] = copies[id(part)]
+                copies[key] = LowRank(_copy(value.B), _copy(value.A), value.scaling)
+            factors[path] = copies[key]
             layouts[path] = module.layout(module)
             if part.bias is not None:
                 tensors[f"{path}.bias"] = _copy(part.bias)

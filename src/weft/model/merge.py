@@ -193,10 +193,11 @@ def _weight_change(layer: LoRALayer, parts: dict[str, tuple[nn.Module, float]]) 
         if new.data_ptr() != weight.data_ptr():
             weight.copy_(new)
 
-    def delta() -> Tensor:
-        return _with_factors(layer, torch.zeros_like(layer.matrix(layer), dtype=wide), parts)
+    return _Change(weight, write, partial(_added, layer, parts))  # not a closure: it is copied with the model
 
-    return _Change(weight, write, delta)
+
+def _added(layer: LoRALayer, parts: dict[str, tuple[nn.Module, float]]) -> Tensor:
+    return _with_factors(layer, torch.zeros_like(layer.matrix(layer), dtype=_wide(layer.weight.dtype)), parts)
 
 
 def _summed_bias(bias: Tensor, trained: list[tuple[nn.Parameter, float]]) -> Tensor:
@@ -227,7 +228,8 @@ def _apply(path: str, change: _Change, undo: UndoKind, log: list[Undo]) -> None:
             "changed. Load the base in a wider dtype, or look at the adapter with `weft inspect`"
         )
     if undo == "patch" and change.delta is not None:
-        log[-1] = Patch.of(target, snapshot.saved.to(target.device), change.delta)
+        patch = Patch.of(target, snapshot.saved.to(target.device), change.delta)
+        log[-1] = patch if patch.nbytes < snapshot.nbytes else snapshot
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -274,10 +276,8 @@ def _unmergeable(module: Adapted) -> str | None:
 def _same_factors(a: LoRALayer, b: LoRALayer, chosen: dict[str, float]) -> bool:
     for name in chosen:
         mine, theirs = (dict(layer.adapters.items()).get(name) for layer in (a, b))
-        if mine is theirs:
+        if mine is theirs:  # neither has any
             continue
-        if not isinstance(mine, Factors) or not isinstance(theirs, Factors) or mine.scaling != theirs.scaling:
-            return False
-        if not torch.equal(mine.lora_A, theirs.lora_A) or not torch.equal(mine.lora_B, theirs.lora_B):
+        if not isinstance(mine, Factors) or not isinstance(theirs, Factors) or not mine.equals(theirs):
             return False
     return True

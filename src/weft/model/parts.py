@@ -13,12 +13,12 @@ from weft.adapter import Adapter
 from weft.errors import BindingError, ConfigError, StateError, TargetError
 from weft.init import start_factors
 from weft.linalg import LowRank
-from weft.model.modules import base_modules
+from weft.model.modules import base_modules, sharing
 from weft.model.patterns import first_match
 from weft.model.plan import Plan, PlannedModule
 from weft.nn import Adapted, BiasLayer, Factors, ReplacedModule, TrainedBias, VariantRule, layer_kind_of, unweave
 from weft.nn.bank import foreign_forward
-from weft.nn.replaced import trained_copy
+from weft.nn.replaced import replacing, trained_copy
 from weft.variants import rule_for
 
 
@@ -62,10 +62,13 @@ def new_parts(model: nn.Module, plan: Plan) -> list[Part]:
         kind = layer_kind_of(module)
         assert kind is not None
         if planned.shares is None:
-            made[planned.path] = _started(planned, plan, module, kind.matrix(module))
-        parts.append(Part(planned.path, module, kind, made[planned.shares or planned.path]))
+            made[planned.path] = content = _started(planned, plan, module, kind.matrix(module))
+        else:
+            content = _sharing(made[planned.shares], _own_bias(planned, module))
+        parts.append(Part(planned.path, module, kind, content))
     for path in plan.trained:
-        parts.append(Part(path, by_path[path], ReplacedModule, trained_copy(_plain(by_path[path]), trainable=True)))
+        module = by_path[path]
+        parts.append(Part(path, module, replacing(module), trained_copy(_plain(module), trainable=True)))
     for path in plan.biases:
         bias = by_path[path]._parameters["bias"]
         assert bias is not None
@@ -79,16 +82,36 @@ def _started(planned: PlannedModule, plan: Plan, module: nn.Module, matrix: Tens
         start = start_factors(config.init, matrix, planned.rank, planned.scaling, _factor_dtype(matrix))
     except ConfigError as error:
         raise TargetError(f"targets: {planned.path!r} cannot be adapted: {error}") from error
-    bias = module._parameters["bias"] if planned.bias else None
     return Factors(
         start.A,
         start.B,
         planned.scaling,
         rule_for(config.variant),
         dropout=config.dropout,
-        bias=None if bias is None else _wide_copy(bias),
+        bias=_own_bias(planned, module),
         offset=start.offset,
     )
+
+
+def _own_bias(planned: PlannedModule, module: nn.Module) -> Tensor | None:
+    bias = module._parameters["bias"] if planned.bias else None
+    return None if bias is None else _wide_copy(bias)
+
+
+def _sharing(factors: Factors, bias: Tensor | None) -> Factors:
+    """Factors of a module that shares its weight with that of `factors`: the same A and B, and its own bias."""
+    offset = None if factors.offset_A is None or factors.offset_B is None else (factors.offset_A, factors.offset_B)
+    twin = Factors(
+        factors.lora_A,
+        factors.lora_B,
+        factors.scaling,
+        factors.rule,
+        dropout=factors.dropout,
+        bias=bias,
+        offset=offset,
+    )
+    twin.lora_A, twin.lora_B = factors.lora_A, factors.lora_B  # the very parameters, not copies
+    return twin
 
 
 def loaded_parts(model: nn.Module, adapter: Adapter, trainable: bool) -> list[Part]:
@@ -113,7 +136,18 @@ def loaded_parts(model: nn.Module, adapter: Adapter, trainable: bool) -> list[Pa
             f"{len(binding.problems)} of the adapter's {total} entries did not fit this {type(model).__name__}; "
             "nothing was attached:\n  " + "\n  ".join(binding.problems)
         )
+    _share_where_equal(model, binding.parts)
     return binding.parts
+
+
+def _share_where_equal(model: nn.Module, parts: list[Part]) -> None:
+    """Gives modules that share a weight the very same factors, so that further training keeps them one."""
+    contents = {part.path: part.content for part in parts}
+    for paths in sharing(model).values():
+        holders = [content for path in paths if isinstance(content := contents.get(path), Factors)]
+        for other in holders[1:]:
+            if holders[0].equals(other):
+                other.lora_A, other.lora_B = holders[0].lora_A, holders[0].lora_B
 
 
 @dataclass(eq=False)
@@ -190,7 +224,7 @@ class _Binding:
         fits = [self._fits(f"{path}.{key}", own.get(key), tensor) for key, tensor in expected.items()]
         if all(fits):
             twin.load_state_dict(own)
-            self.parts.append(Part(path, module, ReplacedModule, twin))
+            self.parts.append(Part(path, module, replacing(module), twin))
 
     def bind_bias(self, key: str) -> None:
         path, _, last = key.rpartition(".")
@@ -211,7 +245,9 @@ class _Binding:
 
     def _own(self, tensor: Tensor, device: torch.device) -> Tensor:
         """The tensor to put into a bank: a wide copy if it is to be trained, else the adapter's own, shared."""
-        return (_wide_copy(tensor) if self.trainable else tensor.detach()).to(device)
+        own = _wide_copy(tensor) if self.trainable else tensor.detach()
+        # A base without values (on the meta device) says where the factors belong; they keep theirs.
+        return own if device.type == "meta" else own.to(device)
 
 
 def _plain(module: nn.Module) -> nn.Module:

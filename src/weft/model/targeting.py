@@ -27,6 +27,11 @@ def trained_modules(modules: list[tuple[str, nn.Module]], config: LoRAConfig) ->
                 raise TargetError(f"train_modules: {path!r} holds {inner!r}, which carries an adapter already")
             if not any(True for _ in module.parameters()):
                 raise TargetError(f"train_modules: {path!r} ({type(module).__name__}) has no parameters to train")
+            if type(module).forward is nn.Module.forward:
+                raise TargetError(
+                    f"train_modules: {path!r} ({type(module).__name__}) only holds modules and is never called itself; "
+                    "name those inside it"
+                )
     return outermost
 
 

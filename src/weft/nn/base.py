@@ -79,6 +79,14 @@ class Factors(nn.Module):
             return value
         return value - LowRank(self.offset_B, self.offset_A, self.scaling)
 
+    def equals(self, other: "Factors") -> bool:
+        """Whether the other factors are these, or hold the same values."""
+        return self is other or (
+            self.scaling == other.scaling
+            and torch.equal(self.lora_A, other.lora_A)
+            and torch.equal(self.lora_B, other.lora_B)
+        )
+
     def extra_repr(self) -> str:
         (out, rank), width = self.lora_B.shape, self.lora_A.shape[1]
         return f"{out} x {width}, rank={rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"

@@ -4,9 +4,11 @@ from torch import Tensor, nn
 
 from weft.nn.bank import Adapted
 
-# Modules whose bias is the last thing added to the output, by where the output's channels are.
+# Modules whose bias is the last thing added to the output, by where the output's channels are: last, second, or
+# before the kernel's dimensions (a convolution's input may come without a batch).
 _LAST = (nn.Linear, nn.LayerNorm)
-_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_SECOND = (nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class TrainedBias(nn.Module):
@@ -29,11 +31,16 @@ class BiasLayer(Adapted):
             trained = self.adapters[name]
             assert isinstance(trained, TrainedBias)
             change = (trained.bias - self.bias).to(output.dtype)
-            trailing = output.ndim - 2 if isinstance(self, _FIRST) else 0
-            output = output + scale * change.reshape(*change.shape, *[1] * trailing)
+            output = output + scale * change.reshape(*change.shape, *[1] * self._trailing(output))
         return output
+
+    def _trailing(self, output: Tensor) -> int:
+        """How many dimensions of the output follow that of its channels."""
+        if isinstance(self, _CONV):
+            return len(self.kernel_size)
+        return output.ndim - 2 if isinstance(self, _SECOND) else 0
 
     @staticmethod
     def serves(module: nn.Module) -> bool:
         """Whether the module's bias is simply added to its output, so that it can be trained beside the base's."""
-        return isinstance(module, _LAST + _FIRST)
+        return isinstance(module, _LAST + _SECOND + _CONV)

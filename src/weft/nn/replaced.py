@@ -4,6 +4,7 @@ The base's module stays as it was and answers when no adapter is active.
 """
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,21 @@ class ReplacedModule(Adapted):
         for name in self.active:  # one at most: `weft.activate` sees to that
             return self.adapters[name](*inputs, **options)
         return super().forward(*inputs, **options)
+
+
+class ReplacedSequential(ReplacedModule):
+    """An `nn.Sequential`, which runs, counts and indexes its children: the bank is not one of them."""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (child for child in self._modules.values() if child is not None and child is not self.adapters)
+
+    def __len__(self) -> int:
+        return len(self._modules) - 1
+
+
+def replacing(module: nn.Module) -> type[ReplacedModule]:
+    """What a whole module must be woven into."""
+    return ReplacedSequential if isinstance(module, nn.Sequential) else ReplacedModule
 
 
 def trained_copy(module: nn.Module, trainable: bool) -> nn.Module:

@@ -1,0 +1,247 @@
+"""The common harness: one table of everything that can be adapted. Each law runs over every row and dtype.
+
+A new layer kind, initializer or variant adds its rows here (or, from outside the package, builds a `Case`
+of its own, as tests/test_extension.py does) and inherits all the laws.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import weft
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class PlainSubclass(nn.Linear):
+    """A Linear with a forward of its own that computes the same."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input @ self.weight.T + self.bias
+
+
+_FIRST = weft.LoRAConfig(rank=2, alpha=4, targets="0")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that can be adapted.
+
+    Attributes:
+        name: how the test is called.
+        layers: makes the layers of an `nn.Sequential`; the adapted layer is the first.
+        batch: makes an input, in float32 where it is floating-point.
+        config: what is attached.
+        tied: the weight of the last layer is the first one's.
+    """
+
+    name: str
+    layers: Callable[[], list[nn.Module]]
+    batch: Callable[[], Tensor]
+    config: weft.LoRAConfig = _FIRST
+    tied: bool = False
+
+    def model(self, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+        """A fresh base with weights that depend on nothing but the case."""
+        with torch.random.fork_rng():
+            torch.manual_seed(len(self.name))
+            model = nn.Sequential(*self.layers())
+            for name, buffer in model.named_buffers():
+                if name.endswith(("running_mean", "running_var")):
+                    buffer.uniform_(0.5, 1.5)
+        if self.tied:
+            model[-1].weight = model[0].weight
+        return model.to(dtype)
+
+    def input(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The same input on every call."""
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            x = self.batch()
+        return x.to(dtype) if x.is_floating_point() else x
+
+    def with_config(self, **settings: object) -> "Case":
+        """The case with other settings of its configuration."""
+        return replace(self, config=replace(self.config, **settings))  # type: ignore[arg-type]
+
+
+def _gpt2_conv1d() -> list[nn.Module]:
+    layer = Conv1D(nf=7, nx=5)
+    nn.init.normal_(layer.bias)
+    return [layer]
+
+
+def _ids() -> Tensor:
+    return torch.tensor([[1, 0, 3, 3], [8, 2, 0, 1]])
+
+
+def _conv_cases() -> Iterator[Case]:
+    sizes = {1: (9,), 2: (9, 8), 3: (6, 7, 5)}
+    for d, conv in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), start=1):
+        batch = partial(torch.randn, 2, 4, *sizes[d])
+        yield Case(f"conv{d}d", lambda conv=conv: [conv(4, 6, 3)], batch)
+        yield Case(f"conv{d}d_unbatched", lambda conv=conv: [conv(4, 6, 3)], partial(torch.randn, 4, *sizes[d]))
+        yield Case(f"conv{d}d_depthwise", lambda conv=conv: [conv(4, 8, 3, groups=4, bias=False)], batch)
+        for mode in ("zeros", "reflect", "replicate", "circular"):
+            yield Case(
+                f"conv{d}d_{mode}",
+                lambda conv=conv, mode=mode: [
+                    conv(4, 6, 3, stride=2, padding=2, dilation=2, groups=2, padding_mode=mode)
+                ],
+                batch,
+            )
+            yield Case(
+                f"conv{d}d_same_{mode}",
+                lambda conv=conv, mode=mode, d=d: [
+                    conv(4, 6, (4, 3, 2)[:d], padding="same", dilation=(1, 2, 1)[:d], padding_mode=mode)
+                ],
+                batch,
+            )
+
+
+LAYERS = (
+    Case("linear", lambda: [nn.Linear(5, 7)], partial(torch.randn, 3, 4, 5)),
+    Case("linear_vector", lambda: [nn.Linear(5, 7)], partial(torch.randn, 5)),
+    Case("linear_no_bias", lambda: [nn.Linear(7, 5, bias=False)], partial(torch.randn, 3, 7)),
+    Case("linear_subclass", lambda: [PlainSubclass(5, 7)], partial(torch.randn, 3, 5)),
+    Case("gpt2_conv1d", _gpt2_conv1d, partial(torch.randn, 3, 4, 5)),
+    Case("embedding", lambda: [nn.Embedding(9, 5)], _ids),
+    Case("embedding_padding", lambda: [nn.Embedding(9, 5, padding_idx=0)], _ids),
+    *_conv_cases(),
+)
+"""One layer of each kind."""
+
+_adapted = weft.LoRAConfig(rank=2, alpha=4, targets="0", bias="adapted")
+_all = weft.LoRAConfig(rank=2, alpha=4, targets="0", bias="all")
+
+MODELS = (
+    Case("bias_linear", lambda: [nn.Linear(5, 7)], partial(torch.randn, 3, 4, 5), _adapted),
+    Case("bias_gpt2_conv1d", _gpt2_conv1d, partial(torch.randn, 3, 4, 5), _adapted),
+    Case("bias_conv2d", lambda: [nn.Conv2d(4, 6, 3, groups=2)], partial(torch.randn, 2, 4, 6, 5), _adapted),
+    Case(
+        "bias_all_linear_norm",
+        lambda: [nn.Linear(5, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 3)],
+        partial(torch.randn, 3, 5),
+        _all,
+    ),
+    Case(
+        "bias_all_conv_norm",
+        lambda: [nn.Conv1d(4, 6, 3), nn.GroupNorm(2, 6), nn.Conv1d(6, 4, 3), nn.BatchNorm1d(4)],
+        partial(torch.randn, 2, 4, 9),
+        _all,
+    ),
+    Case(
+        "bias_all_unbatched",
+        lambda: [nn.Conv1d(4, 4, 3, padding=1), nn.Conv1d(4, 4, 3)],
+        partial(torch.randn, 4, 9),
+        _all,
+    ),
+    Case(
+        "whole_head",
+        lambda: [nn.Linear(5, 7), nn.Sequential(nn.Linear(7, 7), nn.Tanh(), nn.Linear(7, 3))],
+        partial(torch.randn, 3, 5),
+        weft.LoRAConfig(rank=2, targets="0", train_modules=("1",)),
+    ),
+    Case(
+        "whole_batch_norm",
+        lambda: [nn.Linear(5, 7), nn.BatchNorm1d(7)],
+        partial(torch.randn, 3, 5),
+        weft.LoRAConfig(rank=2, targets="0", train_modules=("1",)),
+    ),
+    Case("tied", lambda: [nn.Embedding(9, 5), nn.Linear(5, 9)], _ids, tied=True),
+    Case(
+        "tied_biases",
+        lambda: [nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)],
+        partial(torch.randn, 3, 5),
+        _adapted,
+        tied=True,
+    ),
+)
+"""Several layers together: biases, whole modules, tied weights."""
+
+CASES = LAYERS + MODELS
+
+
+def pretend_training(model: nn.Module, seed: int = 2) -> None:
+    """Moves every trainable parameter, as training would: by noise of the size of a weight."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in weft.trainable_parameters(model):
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def adapted(case: Case, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The case's base with its adapter attached and, as it were, trained."""
+    model = weft.attach(case.model(dtype), case.config)
+    pretend_training(model)
+    return model
+
+
+@torch.no_grad()
+def output(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's output without a graph, a copy."""
+    return model(x).clone()
+
+
+def bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, to compare with later."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def identical(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit, NaN and the sign of zero included."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_raw(a), _raw(b))
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Everything of a model that attaching and detaching must leave as it was."""
+
+    state: dict[str, Tensor]
+    values: dict[str, Tensor]
+    classes: dict[str, type]
+    attributes: dict[str, set[str]]
+    requires_grad: dict[str, bool]
+    training: dict[str, bool]
+    objects: dict[str, int]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Anatomy":
+        state = model.state_dict(keep_vars=True)
+        modules = dict(model.named_modules())
+        return cls(
+            state=dict(state),
+            values={key: copy.deepcopy(value.detach()) for key, value in state.items()},
+            classes={path: type(module) for path, module in modules.items()},
+            attributes={path: set(vars(module)) for path, module in modules.items()},
+            requires_grad={key: value.requires_grad for key, value in state.items()},
+            training={path: module.training for path, module in modules.items()},
+            objects={path: id(module) for path, module in modules.items()},
+        )
+
+    def check_tensors_untouched(self, model: nn.Module) -> None:
+        """Every key of the state dict is there, and is the very tensor that it was, bit for bit."""
+        now = model.state_dict(keep_vars=True)
+        for key, tensor in self.state.items():
+            assert now[key] is tensor, key
+            assert identical(tensor, self.values[key]), key
+
+    def check_restored(self, model: nn.Module) -> None:
+        """Nothing tells that anything was ever attached."""
+        self.check_tensors_untouched(model)
+        now = Anatomy.of(model)
+        assert list(now.state) == list(self.state)
+        assert now.classes == self.classes
+        assert now.attributes == self.attributes
+        assert now.requires_grad == self.requires_grad
+        assert now.training == self.training
+        assert now.objects == self.objects
