@@ -1,1 +1,49 @@
-"""Training an adapter with transformers' Trainer: the loop is theirs, the adapter's part is here."""
+"""Training an adapter with transformers' Trainer: the loop is theirs, the adapter's part is here.
+
+`run` takes a run from its `RunConfig` to the adapter in its folder; `AdapterTrainer` is for a loop of your own.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from weft.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from weft.training.base import Base, load_base
+    from weft.training.evaluation import EvalResult, evaluate
+    from weft.training.job import run
+    from weft.training.result import RunResult
+    from weft.training.text import TextDataset, load_text
+    from weft.training.trainer import AdapterTrainer
+
+__all__ = [
+    "AdapterTrainer",
+    "Base",
+    "EvalResult",
+    "RunConfig",
+    "RunResult",
+    "TextDataset",
+    "evaluate",
+    "load_base",
+    "load_text",
+    "run",
+]
+
+# transformers takes seconds to import, so what needs it is imported when it is first asked for.
+_HOMES = {
+    "AdapterTrainer": "trainer",
+    "Base": "base",
+    "EvalResult": "evaluation",
+    "RunResult": "result",
+    "TextDataset": "text",
+    "evaluate": "evaluation",
+    "load_base": "base",
+    "load_text": "text",
+    "run": "job",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'weft.training' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"weft.training.{_HOMES[name]}"), name)

@@ -1,0 +1,186 @@
+"""Evaluation on held-out text: loss and accuracy over the learned tokens, and greedy answers against references."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from weft.training.text import IGNORED, Collator, Example, TextDataset, context_length, pad_id
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found.
+
+    Attributes:
+        rows: rows evaluated.
+        tokens: label tokens: those on which the loss is taken.
+        loss: the mean of -log p over all label tokens, in nats; a long row counts for more than a short one.
+        perplexity: exp(loss).
+        token_accuracy: the share of label tokens that are the most likely one.
+        generated_rows: rows answered greedily for the metrics below; these are None if there were none.
+        rouge_l: ROUGE-L F1 (Lin, 2004), the mean over rows, 0 to 100.
+        chrf: chrF (Popovic, 2015) of all answers, 0 to 100.
+        exact_match: answers equal to their reference but for outer white space, in percent.
+    """
+
+    rows: int
+    tokens: int
+    loss: float
+    perplexity: float
+    token_accuracy: float
+    generated_rows: int = 0
+    rouge_l: float | None = None
+    chrf: float | None = None
+    exact_match: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer beside what the data set has."""
+
+    prompt: str
+    reference: str
+    answer: str
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: TextDataset,
+    *,
+    batch_size: int = 8,
+    generate_rows: int = 0,
+    max_new_tokens: int = 64,
+) -> EvalResult:
+    """Evaluates a model, with the adapters that are active now, on a text data set.
+
+    Args:
+        model: a causal language model; its mode and the random state are left as they are.
+        tokenizer: the model's.
+        dataset: from `load_text`.
+        batch_size: rows at a time.
+        generate_rows: rows, spread evenly over the data set, to answer greedily. Plain text has no answers.
+        max_new_tokens: tokens in an answer at most.
+    """
+    tokens, loss, correct = 0, 0.0, 0
+    collate = Collator(pad_id(tokenizer))
+    order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i].input_ids))
+    with _evaluating(model):
+        for start in range(0, len(order), batch_size):
+            batch = collate([dataset[i] for i in order[start : start + batch_size]])
+            labels = batch.pop("labels")[:, 1:]  # (rows, T - 1)
+            learned = labels != IGNORED
+            targets = labels[learned].to(model.device)  # (n)
+            logits = model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False).logits
+            logits = logits[:, :-1][learned.to(model.device)].float()  # (n, vocabulary)
+            tokens += targets.numel()
+            loss += F.cross_entropy(logits, targets, reduction="sum").item()
+            correct += int((logits.argmax(-1) == targets).sum())
+    mean = loss / tokens
+    answers = generate_answers(model, tokenizer, dataset, generate_rows, batch_size, max_new_tokens)
+    return EvalResult(
+        rows=len(dataset),
+        tokens=tokens,
+        loss=mean,
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        token_accuracy=correct / tokens,
+        generated_rows=len(answers),
+        **_text_metrics(answers),
+    )
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: TextDataset,
+    rows: int,
+    batch_size: int = 8,
+    max_new_tokens: int = 64,
+) -> list[Answer]:
+    """Greedy answers to `rows` prompts spread evenly over the data set, in its order.
+
+    A prompt that leaves no room for an answer in the model's context loses its left.
+    """
+    prompted = [example for example in dataset.examples if example.prompt_length]
+    count = min(rows, len(prompted))
+    chosen = [prompted[i * len(prompted) // count] for i in range(count)]
+    limit = context_length(model)
+    prompts = [example.input_ids[: example.prompt_length] for example in chosen]
+    if limit is not None:
+        prompts = [prompt[-max(1, limit - max_new_tokens) :] for prompt in prompts]
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens if limit is None else min(max_new_tokens, limit - 1),
+        pad_token_id=pad_id(tokenizer),
+        eos_token_id=_end_ids(model, tokenizer),
+        use_cache=True,
+    )
+    answers: dict[int, str] = {}
+    order = sorted(range(count), key=lambda i: len(prompts[i]))
+    with _evaluating(model):
+        for start in range(0, count, batch_size):
+            places = order[start : start + batch_size]
+            longest = max(len(prompts[i]) for i in places)
+            padding = [longest - len(prompts[i]) for i in places]
+            ids = [[pad_id(tokenizer)] * pad + prompts[i] for pad, i in zip(padding, places, strict=True)]
+            mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
+            output = model.generate(
+                input_ids=torch.tensor(ids, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                generation_config=settings,
+            )
+            texts = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+            answers |= dict(zip(places, texts, strict=True))
+    return [_answer(tokenizer, chosen[i], answers[i]) for i in range(count)]
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, example: Example, answer: str) -> Answer:
+    ids, start = example.input_ids, example.prompt_length
+    prompt, reference = tokenizer.batch_decode([ids[:start], ids[start:]], skip_special_tokens=True)
+    return Answer(prompt, reference.strip(), answer.strip())
+
+
+def _text_metrics(answers: list[Answer]) -> dict[str, float]:
+    if not answers:
+        return {}
+    import sacrebleu  # slow to import, and needed here only
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
+    rouge = [scorer.score(each.reference, each.answer)["rougeL"].fmeasure for each in answers]
+    chrf = sacrebleu.corpus_chrf([each.answer for each in answers], [[each.reference for each in answers]])
+    return {
+        "rouge_l": 100 * sum(rouge) / len(rouge),
+        "chrf": chrf.score,
+        "exact_match": 100 * sum(each.answer == each.reference for each in answers) / len(answers),
+    }
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer: the tokenizer's, and those that the model's generation settings name."""
+    settings = model.generation_config
+    ends = settings.eos_token_id if settings is not None else None
+    own = ends if isinstance(ends, list) else [ends]
+    return sorted({end for end in [*own, tokenizer.eos_token_id] if end is not None})
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

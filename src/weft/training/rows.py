@@ -1,0 +1,129 @@
+"""Reading rows of data: JSONL, CSV and Parquet files, folders saved by `datasets`, and hub ids.
+
+JSONL and CSV are read by the standard library, so that a message can name the very line, and so that no
+column's type is guessed (a completion ``007`` stays one); the rest goes through `datasets`.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weft.errors import DataError
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, and where it stands in words, such as ``data.jsonl line 7``."""
+
+    values: Mapping[str, Any]
+    where: str
+
+
+def read_rows(source: str | Path, split: str = "train") -> Iterator[Row]:
+    """The rows of a data set, in its order.
+
+    Args:
+        source: a .jsonl, .csv or .parquet file, a folder that `datasets` saved, or a hub id (``id`` or ``id:config``).
+        split: the split to read, of a saved folder or a hub id that has several.
+
+    Raises:
+        DataError: there is no such data, or it cannot be read; the message names the file and line.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _saved(path, split)
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, found {path.suffix!r}")
+        return {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[path.suffix](path)
+    if path.suffix in SUFFIXES or str(source)[:1] in ("/", ".", "~"):
+        raise DataError(f"there is no data file or folder {path}")
+    return _hub(str(source), split)
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as lines:
+        number = 0
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield Row(_object(line, path, number), f"{path} line {number}")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} line {number + 1}: expected UTF-8 text, found {error.reason}") from error
+
+
+def _object(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path} line {number}: expected a JSON object, found {_short(line)} ({error})") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} line {number}: expected a JSON object, found {_short(line)}")
+    return values
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restkey="", strict=True)
+        try:
+            for values in reader:
+                where = f"{path} line {reader.line_num}"
+                if "" in values:
+                    raise DataError(f"{where}: more values than the header has columns; quote values that hold commas")
+                yield Row({key: value for key, value in values.items() if value is not None}, where)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} line {reader.line_num + 1}: cannot be read as CSV in UTF-8: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet as parquet  # comes with `datasets`; imported only where a Parquet file is read
+
+    try:
+        batches = parquet.ParquetFile(path).iter_batches()
+        yield from _numbered((values for batch in batches for values in batch.to_pylist()), str(path))
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these two types
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _saved(path: Path, split: str) -> Iterator[Row]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        data = load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a folder that `datasets` saved (save_to_disk): {error}") from error
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise DataError(f"{path}: there is no split {split!r} (there are: {', '.join(data)})")
+        data = data[split]
+    return _numbered(data, str(path))
+
+
+def _hub(source: str, split: str) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    name, _, config = source.partition(":")
+    try:
+        data = load_dataset(name, config or None, split=split)
+    except (OSError, ValueError) as error:  # not found, no network, no such split or configuration
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{source!r} is no file here, and `datasets` cannot load it as a hub id: {reason}") from error
+    return _numbered(data, source)
+
+
+def _numbered(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Row]:
+    """Rows of a table, whose null entries count as missing."""
+    for number, values in enumerate(rows, 1):
+        yield Row({key: value for key, value in values.items() if value is not None}, f"{name} row {number}")
+
+
+def _short(text: str) -> str:
+    text = text.strip()
+    return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -1,0 +1,191 @@
+"""`AdapterTrainer`: transformers' Trainer, taught what an adapter is. The loop is theirs.
+
+What differs from the Trainer: checkpoints hold the adapter alone; a run resumes bit for bit, whatever the
+order of rows; and a run that would train nothing, or that went wrong, stops with one message.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+from transformers.trainer_utils import TrainOutput
+
+from weft.errors import TrainingError
+from weft.model import collect, trainable_parameters
+from weft.model.modules import adapted_modules
+from weft.model.state import state_of
+from weft.nn import Factors
+from weft.training.checkpoint import load_state, require_latest, save_state
+
+_LISTED = 8  # modules named in a message before "and N more"
+
+
+class AdapterTrainer(Trainer):
+    """A Trainer for a model with a trainable adapter attached; takes the same arguments.
+
+    ``save_model(folder)`` writes the adapter, in PEFT's format. ``train(resume_from_checkpoint=True)`` takes the
+    newest checkpoint that was written to its end.
+
+    Raises (from `train`):
+        StateError: no trainable adapter is attached.
+        TrainingError: the first backward pass left an adapter's B without a gradient, or a loss or a gradient is
+            not a finite number.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._gradients_checked = False
+        if self.args.ddp_find_unused_parameters is None:
+            self.args.ddp_find_unused_parameters = False  # the first-step check has made sure that there are none
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Trains, or goes on training, the attached trainable adapters."""
+        if not any(parameter.requires_grad for parameter in trainable_parameters(self.model)):
+            raise TrainingError(
+                "the attached adapter is trainable, but none of its parameters requires a gradient; "
+                "something called requires_grad_(False) after weft.attach"
+            )
+        self._gradients_checked = False
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(require_latest(self.args.output_dir))
+        if isinstance(resume_from_checkpoint, str) and _is_finished(Path(resume_from_checkpoint)):
+            return self._restore(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One forward and backward pass, with the checks."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss).all():
+            raise self._not_finite("loss", float(loss))
+        if not self._gradients_checked:
+            self._check_gradients()
+            self._gradients_checked = True
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the adapter in PEFT's format; inside a checkpoint, its raw tensors, so that resuming is exact."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        assert folder is not None
+        if _internal_call:
+            save_state(self.model, folder)
+            return
+        names = [name for name, record in state_of(self.model).adapters.items() if record.trainable]
+        for name in names:
+            collect(self.model, name).save(Path(folder) if len(names) == 1 else Path(folder) / name)
+
+    def load_best(self) -> int | None:
+        """Puts the weights of the best evaluation back, and returns its step; None if there was no evaluation."""
+        step = self.state.best_global_step
+        if not step:
+            return None
+        load_state(self.model, Path(str(self.args.output_dir)) / f"checkpoint-{step}")
+        return int(step)
+
+    def _restore(self, checkpoint: str) -> TrainOutput:
+        """The end of a run whose last step is done already."""
+        load_state(self.model, checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        return TrainOutput(self.state.global_step, losses[-1] if losses else float("nan"), {})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_state(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.load_best()
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        if is_best and self.args.save_strategy != "no":
+            self.control.should_save = True  # so that evaluating and saving need not share their steps
+        return is_best
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return EpochLengthSampler(sampler.lengths, sampler.batch_size, seed)
+        return sampler
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)).all():
+            raise self._not_finite("gradient", float(norm))  # in fp16 the scaler expects some, and skips the step
+        return norm
+
+    def _not_finite(self, what: str, found: float) -> TrainingError:
+        return TrainingError(
+            f"the {what} is {found} at step {self.state.global_step + 1}; lower the learning rate (now "
+            f"{self.args.learning_rate:g}), or look for rows that the base cannot take"
+        )
+
+    def _check_gradients(self) -> None:
+        """Raises TrainingError if some trainable part got no gradient from the first backward pass."""
+        state = state_of(self.model)
+        missing: list[str] = []
+        for path, module in adapted_modules(self.model):
+            for name, part in module.adapters.items():
+                if not state.adapters[name].trainable:
+                    continue
+                learned = [part.lora_B] if isinstance(part, Factors) else list(part.parameters())
+                if all(parameter.grad is None for parameter in learned):
+                    missing.append(path if name in state.active else f"{path} (the adapter {name!r} is not active)")
+        if missing:
+            listed = "\n  ".join(missing[:_LISTED]) + (
+                f"\n  and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+            )
+            raise TrainingError(
+                f"after the first backward pass, the adapter got no gradient in {len(missing)} modules:\n  {listed}\n"
+                "the loss does not depend on them. Leave them out with exclude, activate the adapter, or, with "
+                "reentrant gradient checkpointing, use the non-reentrant one"
+            )
+
+
+class EpochLengthSampler(Sampler[int]):
+    """Rows of like length together, in an order that the seed and the epoch decide alone.
+
+    The Trainer's own sampler draws from the global generator, whose state at the start of an epoch is lost when a
+    run is resumed in the middle of it.
+
+    Args:
+        lengths: of each row, in tokens.
+        batch_size: rows in an optimizer step.
+        seed: the run's seed.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    """Whether a checkpoint was made at a run's last step, so that the Trainer would train beyond the end."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    stopped = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_training_stop", False)
+    return bool(stopped) or state["global_step"] >= state["max_steps"]
