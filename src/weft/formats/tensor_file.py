@@ -1,0 +1,108 @@
+"""safetensors files: 8 bytes with the length of a JSON header, the header, and the tensors' bytes.
+
+Reading is the safetensors library's. Writing is done here, because the library writes the header's metadata
+in another order each time: the same adapter must give the same bytes. It also leaves the disk's own error
+(no space, say) to be seen as what it is, and holds one tensor's bytes at a time.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from weft.errors import FormatError
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file; the same tensors and metadata always give the same bytes.
+
+    Args:
+        path: the file.
+        tensors: name -> tensor of any shape and device.
+        metadata: name -> text for the header.
+
+    Raises:
+        FormatError: a tensor that cannot be stored, or that reads back other than it was written.
+        OSError: the disk did not take it.
+    """
+    unstored = [
+        f"{name} ({'no values: it is on the meta device' if tensor.is_meta else tensor.dtype})"
+        for name, tensor in tensors.items()
+        if tensor.is_meta or tensor.dtype not in _DTYPES
+    ]
+    if unstored:
+        raise FormatError(f"cannot store {', '.join(unstored)}; load or convert them first")
+    # The widest first, so that each starts at a multiple of its own item's size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, natural_order(name)))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": _DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
+    _check(path, tensors)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, copied to memory in natural order of their names, and its metadata.
+
+    Raises:
+        FormatError: it is not a safetensors file, or not a whole one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Copies: a tensor over a mapped file would change, or crash, when another program rewrites it.
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys(), key=natural_order)}
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FormatError(
+            f"{path} is not a whole safetensors file ({error}); it was cut short or damaged, fetch or save it again"
+        ) from error
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A sorting key that puts layer 2 before layer 10."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises FormatError unless the names, shapes and dtypes in the file are those of `tensors`."""
+    found, _ = read_tensors(path)
+    wrong = [
+        name
+        for name in sorted(found.keys() | tensors.keys())
+        if name not in found
+        or name not in tensors
+        or found[name].shape != tensors[name].shape
+        or found[name].dtype != tensors[name].dtype
+    ]
+    if wrong:
+        raise FormatError(f"{path} does not hold what was written to it: {', '.join(wrong[:5])}; is the disk sound?")
