@@ -47,7 +47,8 @@ class Adapter:
         config: what was asked for; the ranks and scalings that hold are those of `factors`.
         factors: module path -> factor pair, the change s B A of that module's weight.
         layouts: module path -> how that change lies in the weight; the same keys as `factors`.
-        tensors: parameter path -> tensor trained as a whole (biases, classifier heads).
+        tensors: parameter path -> tensor trained as a whole (biases, classifier heads). The weight of a module with
+            factors is no trained tensor but a copy of the base's, as some files bring one: attaching checks it.
         base: the base's fingerprint, if it is known.
         provenance: plain values about the origin: the base's name, the task, the weft version.
     """

@@ -190,6 +190,10 @@ class _Binding:
         if value.shape != (out, width) or layout != kind.layout(module):
             self.problems.append(f"{found}, expected B ({out}, r) and A (r, {width}) ({kind.layout(module)})")
             return
+        key = f"{path}.weight"
+        weight = self.left.pop(key, None)
+        if weight is not None and not self._is_base(key, weight, kind.as_weight(module, kind.matrix(module))):
+            return
         key = f"{path}.bias"
         bias = self.left.pop(key, None)
         if bias is not None and not self._fits(key, bias, module._parameters.get("bias")):
@@ -241,6 +245,18 @@ class _Binding:
             return True
         shapes = ["nothing" if tensor is None else _shape(tensor) for tensor in (found, expected)]
         self.problems.append(f"{key}: found {shapes[0]}, expected {shapes[1]}")
+        return False
+
+    def _is_base(self, key: str, found: Tensor, weight: Tensor) -> bool:
+        """Whether a base weight that came with the adapter is the model's own, up to rounding to another dtype."""
+        if not self._fits(key, found, weight):
+            return False
+        if torch.allclose(found.to(weight), weight, rtol=2**-7, atol=1e-6):
+            return True
+        self.problems.append(
+            f"{key}: the base weight that came with the adapter is not this model's (was the vocabulary resized?); "
+            "load the base that the adapter was made for"
+        )
         return False
 
     def _own(self, tensor: Tensor, device: torch.device) -> Tensor:
