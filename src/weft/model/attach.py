@@ -26,6 +26,7 @@ from weft.model.state import (
 )
 from weft.model.switch import activate
 from weft.nn import unweave, weave
+from weft.nn.bank import check_class
 
 
 def attach(
@@ -88,15 +89,18 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     A merge is undone first, unless it was made final (``undo=None``): then the merged weights stay.
 
     Raises:
-        StateError: nothing is attached, or not under this name.
+        StateError: nothing is attached, or not under this name; or something else changed a layer's class since.
     """
     state = state_of(model)
-    if state.merged is not None:
-        unmerge(model, missing_ok=True)
     names = list(state.adapters) if name is None else [name]
     for each in names:
         require_adapter(state, each)
-    for _, module in list(adapted_modules(model)):
+    modules = list(adapted_modules(model))
+    for path, module in modules:
+        check_class(module, path)
+    if state.merged is not None:
+        unmerge(model, missing_ok=True)
+    for _, module in modules:
         for each in names:
             if each in module.adapters:
                 del module.adapters[each]
@@ -106,6 +110,8 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     for each in names:
         del state.adapters[each]
         state.active.pop(each, None)
+    if state.merged is not None:  # a final merge: what was merged is the base's own now
+        state.merged = {key: scale for key, scale in state.merged.items() if key not in names} or None
     if not any(record.trainable for record in state.adapters.values()):
         _thaw(state, model)
     if not state.adapters:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weft.errors import MergeError, StateError
-from weft.model.modules import adapted_modules, sharing
+from weft.model.modules import adapted_modules, base_parameters, sharing
 from weft.model.state import require_unmerged, state_of
 from weft.model.switch import Selection, activate, check_sum, selection
 from weft.model.undo import Patch, Snapshot, Undo
@@ -244,13 +244,18 @@ def _check_mergeable(model: nn.Module, touched: list[tuple[str, Adapted]], chose
     """
     problems = [f"{path}: {reason}" for path, module in touched if (reason := _unmergeable(module)) is not None]
     layers = {path: module for path, module in touched if isinstance(module, LoRALayer)}
+    wholes = [path for path, module in touched if isinstance(module, ReplacedModule)]
     repeated: set[str] = set()
     for holders in sharing(model).values():
-        first = next((path for path in holders if path in layers), None)
+        within = [next((whole for whole in wholes if f"{path}.".startswith(f"{whole}.")), None) for path in holders]
+        if within[0] is not None and len(set(within)) == 1:
+            continue  # shared inside one module, whose copy shares it too
+        first = next((path for path, whole in zip(holders, within, strict=True) if whole or path in layers), None)
         if first is None:
             continue
         for path in holders:
-            if path != first and not (path in layers and _same_factors(layers[first], layers[path], chosen)):
+            alike = first in layers and path in layers and _same_factors(layers[first], layers[path], chosen)
+            if path != first and not alike:
                 problems.append(
                     f"{first}: its weight is also that of {path!r}, which the adapter does not change alike"
                 )
@@ -262,14 +267,13 @@ def _check_mergeable(model: nn.Module, touched: list[tuple[str, Adapted]], chose
 
 
 def _unmergeable(module: Adapted) -> str | None:
-    if not isinstance(module, LoRALayer):
-        return None
-    if parametrize.is_parametrized(module, "weight") or "weight" not in module._parameters:
-        return "its weight is computed from others (a parametrization); remove that first"
-    if not module.weight.is_floating_point():
-        return f"its weight is stored as {module.weight.dtype}; load the base unquantised to merge"
-    if module.weight.is_meta:
-        return "its weight is not in memory (on the meta device, or offloaded)"
+    if isinstance(module, LoRALayer):
+        if parametrize.is_parametrized(module, "weight") or "weight" not in module._parameters:
+            return "its weight is computed from others (a parametrization); remove that first"
+        if not module.weight.is_floating_point():
+            return f"its weight is stored as {module.weight.dtype}; load the base unquantised to merge"
+    if any(parameter.is_meta for parameter in base_parameters(module).values()):
+        return "its weights are not in memory (on the meta device, or offloaded)"
     return None
 
 

@@ -51,21 +51,21 @@ def weave(module: nn.Module, kind: type[A]) -> A:
     return module
 
 
-def unweave(module: Adapted) -> None:
-    """Gives an adapted module its old class back, and takes the bank away.
-
-    Raises:
-        StateError: something else has subclassed the module in place since (a sharding engine, say).
-    """
+def check_class(module: Adapted, path: str) -> None:
+    """Raises StateError if something else has subclassed the module in place since (a sharding engine, say)."""
     bases = type(module).__bases__
     if len(bases) != 2 or not issubclass(bases[0], Adapted):
         raise StateError(
-            f"a module's class became {type(module).__name__} after the adapter was attached; "
+            f"the class of {path!r} became {type(module).__name__} after the adapter was attached; "
             "undo what changed it (sharding, parametrization) before detaching"
         )
+
+
+def unweave(module: Adapted) -> None:
+    """Gives an adapted module, whose class is checked, its old class back, and takes the bank away."""
     del module.adapters, module.active, module.merged
     bound = _redirected_forward(module)
-    module.__class__ = bases[1]
+    _, module.__class__ = type(module).__bases__
     if bound is not None:
         module.__dict__[bound] = types.MethodType(type(module).forward, module)
 
