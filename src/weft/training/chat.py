@@ -85,12 +85,14 @@ def _turns(messages: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _marked(turns: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str) -> list[Segment]:
-    rendered, spans = render_jinja_template(
-        [turns], chat_template=template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
-    )
+    special: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    rendered: Any = render_jinja_template(
+        [turns], chat_template=template, return_assistant_tokens_mask=True, **special
+    )  # (texts, the characters' spans), one each for a conversation
+    text, spans = rendered[0][0], rendered[1][0]
     segments, end = [], 0
-    for start, stop in spans[0]:
-        segments += [Segment(rendered[0][end:start], False), Segment(rendered[0][start:stop], True)]
+    for start, stop in spans:
+        segments += [Segment(text[end:start], False), Segment(text[start:stop], True)]
         end = stop
     return segments
 

@@ -135,7 +135,7 @@ def generate_answers(
             padding = [longest - len(prompts[i]) for i in places]
             ids = [[pad_id(tokenizer)] * pad + prompts[i] for pad, i in zip(padding, places, strict=True)]
             mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
-            output = model.generate(
+            output = model.generate(  # type: ignore[operator] # every causal language model has it
                 input_ids=torch.tensor(ids, device=model.device),
                 attention_mask=torch.tensor(mask, device=model.device),
                 generation_config=settings,

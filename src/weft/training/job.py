@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import (
     EarlyStoppingCallback,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
@@ -164,6 +165,7 @@ class _RunTrainer(AdapterTrainer):
     def score(self, generate_rows: int | None = None) -> EvalResult:
         """The evaluation of the model as it is now."""
         assert isinstance(self.eval_dataset, TextDataset)
+        assert isinstance(self.model, PreTrainedModel)
         return evaluate(
             self.model,
             self.tokenizer,
@@ -230,7 +232,7 @@ def _optional_callbacks(config: RunConfig, folder: RunFolder) -> list[TrainerCal
         raise ConfigError("tensorboard: it is not installed; pip install tensorboard, or set it to false")
     if config.tensorboard and installed:
         from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
+        from transformers.integrations.integration_utils import TensorBoardCallback
 
         callbacks.append(TensorBoardCallback(SummaryWriter(str(folder.tensorboard))))
     return callbacks

@@ -81,7 +81,7 @@ def _csv(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet as parquet  # comes with `datasets`; imported only where a Parquet file is read
+    import pyarrow.parquet as parquet  # type: ignore[import-untyped]  # comes with `datasets`
 
     try:
         batches = parquet.ParquetFile(path).iter_batches()

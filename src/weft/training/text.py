@@ -234,8 +234,8 @@ def _encoder(first: Row, columns: Columns, tokenizer: PreTrainedTokenizerBase) -
     hint = next((text for name in sorted(found) if (text := nearest(name, names, 1))), "")
     raise DataError(
         f"{first.where}: expected the columns {columns.prompt!r} and {columns.completion!r}, or {columns.messages!r}, "
-        f"or {columns.text!r}; found {', '.join(map(repr, sorted(found))) or 'none'}{hint}. Rename the columns, or name "
-        "yours with prompt_column, completion_column, messages_column or text_column"
+        f"or {columns.text!r}; found {', '.join(map(repr, sorted(found))) or 'none'}{hint}. Rename the columns, or "
+        "name yours with prompt_column, completion_column, messages_column or text_column"
     )
 
 

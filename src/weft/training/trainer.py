@@ -44,6 +44,12 @@ class AdapterTrainer(Trainer):
         if self.args.ddp_find_unused_parameters is None:
             self.args.ddp_find_unused_parameters = False  # the first-step check has made sure that there are none
 
+    @property
+    def attached(self) -> nn.Module:
+        """The model that the adapters are attached to."""
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
@@ -51,14 +57,14 @@ class AdapterTrainer(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Trains, or goes on training, the attached trainable adapters."""
-        if not any(parameter.requires_grad for parameter in trainable_parameters(self.model)):
+        if not any(parameter.requires_grad for parameter in trainable_parameters(self.attached)):
             raise TrainingError(
                 "the attached adapter is trainable, but none of its parameters requires a gradient; "
                 "something called requires_grad_(False) after weft.attach"
             )
         self._gradients_checked = False
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(require_latest(self.args.output_dir))
+            resume_from_checkpoint = str(require_latest(str(self.args.output_dir)))
         if isinstance(resume_from_checkpoint, str) and _is_finished(Path(resume_from_checkpoint)):
             return self._restore(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -82,29 +88,29 @@ class AdapterTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         assert folder is not None
         if _internal_call:
-            save_state(self.model, folder)
+            save_state(self.attached, folder)
             return
-        names = [name for name, record in state_of(self.model).adapters.items() if record.trainable]
+        names = [name for name, record in state_of(self.attached).adapters.items() if record.trainable]
         for name in names:
-            collect(self.model, name).save(Path(folder) if len(names) == 1 else Path(folder) / name)
+            collect(self.attached, name).save(Path(folder) if len(names) == 1 else Path(folder) / name)
 
     def load_best(self) -> int | None:
         """Puts the weights of the best evaluation back, and returns its step; None if there was no evaluation."""
         step = self.state.best_global_step
         if not step:
             return None
-        load_state(self.model, Path(str(self.args.output_dir)) / f"checkpoint-{step}")
+        load_state(self.attached, Path(str(self.args.output_dir)) / f"checkpoint-{step}")
         return int(step)
 
     def _restore(self, checkpoint: str) -> TrainOutput:
         """The end of a run whose last step is done already."""
-        load_state(self.model, checkpoint)
+        load_state(self.attached, checkpoint)
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return TrainOutput(self.state.global_step, losses[-1] if losses else float("nan"), {})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_state(self.model if model is None else model, resume_from_checkpoint)
+        load_state(self.attached if model is None else model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         self.load_best()
@@ -136,9 +142,9 @@ class AdapterTrainer(Trainer):
 
     def _check_gradients(self) -> None:
         """Raises TrainingError if some trainable part got no gradient from the first backward pass."""
-        state = state_of(self.model)
+        state = state_of(self.attached)
         missing: list[str] = []
-        for path, module in adapted_modules(self.model):
+        for path, module in adapted_modules(self.attached):
             for name, part in module.adapters.items():
                 if not state.adapters[name].trainable:
                     continue

@@ -1,0 +1,80 @@
+"""``weft eval``: the base, and each adapter on it, on held-out text, in one table."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weft.cli.output import errors, print_json, quiet_transformers, results, table
+
+
+def evaluate(
+    data: Annotated[str, typer.Option(help="Held-out data: .jsonl, .csv, .parquet, a saved folder, or a hub id.")],
+    base: Annotated[str, typer.Option(help="The base model: a folder, a hub id, or 'bundled'.")] = "bundled",
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="An adapter, or the folder of a run; repeat it to compare several.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split, of data that has several.")] = "test",
+    messages_column: Annotated[str, typer.Option(help="The column of chat messages.")] = "messages",
+    prompt_column: Annotated[str, typer.Option(help="The column of prompts.")] = "prompt",
+    completion_column: Annotated[str, typer.Option(help="The column of completions.")] = "completion",
+    text_column: Annotated[str, typer.Option(help="The column of plain text.")] = "text",
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens in a row at most. Default: the base's context.", min=2)
+    ] = None,
+    generate_rows: Annotated[int, typer.Option(help="Rows to answer greedily, for the text metrics.", min=0)] = 50,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens in an answer at most.", min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(help="Rows at a time.", min=1)] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and no table.")] = False,
+) -> None:
+    """Evaluate the base and each adapter: loss (nats per learned token), accuracy, and greedy answers."""
+    import weft
+    from weft.errors import ConfigError
+    from weft.training import evaluate as evaluate_model
+    from weft.training import load_base, load_text
+    from weft.training.card import metric_rows
+    from weft.training.text import Columns, context_length
+
+    quiet_transformers()
+    loaded = load_base(base)
+    context = context_length(loaded.model)
+    if max_length is not None and context is not None and max_length > context:
+        raise ConfigError(f"--max-length: {max_length} tokens are more than the base's context holds ({context})")
+    dataset = load_text(
+        data,
+        loaded.tokenizer,
+        split=split,
+        columns=Columns(messages_column, prompt_column, completion_column, text_column),
+        max_length=max_length or context,
+    )
+    paths = [path / "adapter" if (path / "adapter").is_dir() else path for path in adapter or []]
+    for number, path in enumerate(paths):
+        weft.attach(loaded.model, weft.load(path), name=f"adapter{number}")
+    names: list[str | None] = [None, *(f"adapter{number}" for number in range(len(paths)))]
+    found = []
+    with errors().status("evaluating") as status:
+        for number, name in enumerate(names):
+            status.update(f"evaluating {number + 1} of {len(names)}")
+            if paths:
+                weft.activate(loaded.model, name)
+            found.append(
+                evaluate_model(
+                    loaded.model,
+                    loaded.tokenizer,
+                    dataset,
+                    batch_size=batch_size,
+                    generate_rows=generate_rows,
+                    max_new_tokens=max_new_tokens,
+                )
+            )
+    if as_json:
+        named = zip([None, *map(str, adapter or [])], found, strict=True)
+        documents = [{"adapter": path, **result.to_dict()} for path, result in named]
+        print_json({"base": base, "data": data, "results": documents})
+        return
+    out = results()
+    out.print(f"{data}: {dataset.report}", soft_wrap=True, markup=False)
+    titles = (base, *map(str, adapter or []))
+    out.print(table([("held out", *titles), *metric_rows(*found)], right=titles))
+    if found[0].generated_rows:
+        out.print(f"text metrics from {found[0].generated_rows} greedy answers")
