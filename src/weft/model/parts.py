@@ -18,6 +18,7 @@ from weft.model.patterns import first_match
 from weft.model.plan import Plan, PlannedModule
 from weft.nn import Adapted, BiasLayer, Factors, ReplacedModule, TrainedBias, VariantRule, layer_kind_of, unweave
 from weft.nn.bank import foreign_forward
+from weft.nn.offload import onboard
 from weft.nn.replaced import replacing, trained_copy
 from weft.variants import rule_for
 
@@ -61,18 +62,19 @@ def new_parts(model: nn.Module, plan: Plan) -> list[Part]:
         module = by_path[planned.path]
         kind = layer_kind_of(module)
         assert kind is not None
-        if planned.shares is None:
-            made[planned.path] = content = _started(planned, plan, module, kind.matrix(module))
-        else:
-            content = _sharing(made[planned.shares], _own_bias(planned, module))
+        with onboard(module):
+            if planned.shares is None:
+                made[planned.path] = content = _started(planned, plan, module, kind.matrix(module))
+            else:
+                content = _sharing(made[planned.shares], _own_bias(planned, module))
         parts.append(Part(planned.path, module, kind, content))
     for path in plan.trained:
-        module = by_path[path]
-        parts.append(Part(path, module, replacing(module), trained_copy(_plain(module), trainable=True)))
+        parts.append(Part(path, by_path[path], replacing(by_path[path]), _twin(by_path[path], trainable=True)))
     for path in plan.biases:
-        bias = by_path[path]._parameters["bias"]
-        assert bias is not None
-        parts.append(Part(path, by_path[path], BiasLayer, TrainedBias(_wide_copy(bias), trainable=True)))
+        with onboard(by_path[path]):
+            bias = by_path[path]._parameters["bias"]
+            assert bias is not None
+            parts.append(Part(path, by_path[path], BiasLayer, TrainedBias(_wide_copy(bias), trainable=True)))
     return parts
 
 
@@ -125,7 +127,8 @@ def loaded_parts(model: nn.Module, adapter: Adapter, trainable: bool) -> list[Pa
         dict(base_modules(model)), adapter, trainable, rule_for(adapter.config.variant), dict(adapter.tensors)
     )
     for path, value in adapter.factors.items():
-        binding.bind_factors(path, value)
+        with onboard(binding.by_path.get(path, nn.Identity())):
+            binding.bind_factors(path, value)
     for path in binding.whole_modules():
         binding.bind_whole(path)
     for key in list(binding.left):
@@ -222,12 +225,14 @@ class _Binding:
 
     def bind_whole(self, path: str) -> None:
         module = self.by_path[path]
-        twin = trained_copy(_plain(module), self.trainable)
+        twin = _twin(module, self.trainable)
         expected = twin.state_dict()
         own = {key: self.left.pop(f"{path}.{key}") for key in expected if f"{path}.{key}" in self.left}
         fits = [self._fits(f"{path}.{key}", own.get(key), tensor) for key, tensor in expected.items()]
         if all(fits):
-            twin.load_state_dict(own)
+            # On the meta device there is nothing to copy into: there the adapter's tensors take the place.
+            in_memory = all(not tensor.is_meta for tensor in expected.values())
+            twin.load_state_dict({key: tensor.clone() for key, tensor in own.items()}, assign=not in_memory)
             self.parts.append(Part(path, module, replacing(module), twin))
 
     def bind_bias(self, key: str) -> None:
@@ -266,13 +271,12 @@ class _Binding:
         return own if device.type == "meta" else own.to(device)
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    """The module as the base has it, without what other adapters put there; a copy where it carries any."""
-    if not isinstance(module, ReplacedModule):
-        return module
-    twin = trained_copy(module, trainable=False)
-    assert isinstance(twin, ReplacedModule)
-    unweave(twin)
+def _twin(module: nn.Module, trainable: bool) -> nn.Module:
+    """A copy of a whole module as the base has it, without what other adapters put there."""
+    with onboard(module):
+        twin = trained_copy(module, trainable)
+    if isinstance(twin, ReplacedModule):
+        unweave(twin)
     return twin
 
 

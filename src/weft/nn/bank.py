@@ -40,7 +40,7 @@ def weave(module: nn.Module, kind: type[A]) -> A:
     """Makes `module` an adapted module of the given kind, in place, with an empty bank; returns it."""
     if isinstance(module, kind):
         return module
-    bound = _redirected_forward(module)
+    bound = _bound_forward(module)
     module.__class__ = _woven_class(kind, type(module))
     assert isinstance(module, kind)
     module.adapters = nn.ModuleDict()
@@ -64,7 +64,7 @@ def check_class(module: Adapted, path: str) -> None:
 def unweave(module: Adapted) -> None:
     """Gives an adapted module, whose class is checked, its old class back, and takes the bank away."""
     del module.adapters, module.active, module.merged
-    bound = _redirected_forward(module)
+    bound = _bound_forward(module)
     _, module.__class__ = type(module).__bases__
     if bound is not None:
         module.__dict__[bound] = types.MethodType(type(module).forward, module)
@@ -72,17 +72,20 @@ def unweave(module: Adapted) -> None:
 
 def foreign_forward(module: nn.Module) -> bool:
     """Whether something replaced this very module's forward in a way that weft cannot go through."""
-    return "forward" in module.__dict__ and _redirected_forward(module) is None
+    return "forward" in module.__dict__ and _bound_forward(module) is None
 
 
-def _redirected_forward(module: nn.Module) -> str | None:
-    """The attribute under which accelerate's hooks keep the forward that they wrap, if they wrap this module's.
+def _bound_forward(module: nn.Module) -> str | None:
+    """The attribute under which the module itself holds the forward of its class as a bound method, if it does.
 
-    A hook replaces `module.forward` on the object and calls ``module._old_forward``, a method of the old class.
+    accelerate's hooks replace `module.forward` on the object and keep the method that they call as `_old_forward`;
+    taken off, they leave it as `forward`. Either way it is a method of the class that the module has now.
     """
-    old = module.__dict__.get("_old_forward")
-    wraps_class_forward = isinstance(old, types.MethodType) and old.__func__ is type(module).forward
-    return "_old_forward" if "_hf_hook" in module.__dict__ and wraps_class_forward else None
+    for name in ("_old_forward", "forward"):
+        bound = module.__dict__.get(name)
+        if isinstance(bound, types.MethodType) and bound.__func__ is type(module).forward:
+            return name
+    return None
 
 
 _woven: dict[tuple[type[Adapted], type[nn.Module]], type[nn.Module]] = {}

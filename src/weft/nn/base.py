@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from weft import ops
 from weft.adapter import Layout
+from weft.errors import StateError
 from weft.linalg import LowRank
 from weft.nn.bank import Adapted
 from weft.registry import Registry
@@ -105,6 +106,11 @@ class LoRALayer(Adapted):
         for name, scale in self.active.items():
             factors = self.adapters[name]
             assert isinstance(factors, Factors)
+            if factors.lora_A.is_meta and not input.is_meta:
+                raise StateError(
+                    f"the factors of adapter {name!r} hold no values (on the meta device, or offloaded); "
+                    "dispatch or offload the model before attaching an adapter, not after"
+                )
             output = factors.rule.output(self, output, input, factors, scale)
             if factors.bias is not None:
                 output = output + scale * self.as_bias(factors.bias - self.bias).to(output.dtype)

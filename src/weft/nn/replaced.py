@@ -39,8 +39,12 @@ def replacing(module: nn.Module) -> type[ReplacedModule]:
 
 def trained_copy(module: nn.Module, trainable: bool) -> nn.Module:
     """A copy of a module's parameters and buffers to train, without the hooks that belong to its place."""
-    twin = copy.deepcopy(module)
+    hooks = (part.__dict__.get("_hf_hook") for part in module.modules())  # accelerate's; they hold offloaded weights
+    twin = copy.deepcopy(module, {id(hook): None for hook in hooks if hook is not None})
     for part in twin.modules():
+        if "_hf_hook" in part.__dict__:
+            for name in ("_hf_hook", "_old_forward", "forward"):
+                part.__dict__.pop(name, None)
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
         part._backward_hooks.clear()
