@@ -8,32 +8,25 @@ weft.collect(model).save("my-adapter")
 weft.attach(other_model, weft.load("my-adapter"))
 """
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from weft import errors
-from weft.adapter import Adapter, Layout
-from weft.bundled import bundled_base
-from weft.config import Gaussian, Kaiming, LoRA, LoRAConfig, PiSSA, RankStabilized, Standard
 from weft.errors import WeftError
-from weft.formats import load
-from weft.linalg import LowRank
-from weft.model import (
-    MergeReport,
-    Plan,
-    PlannedModule,
-    activate,
-    active,
-    adapter_names,
-    attach,
-    base_fingerprint,
-    collect,
-    detach,
-    merge,
-    merged,
-    plan,
-    trainable_parameters,
-    unmerge,
-)
+
+if TYPE_CHECKING:
+    from weft.adapter import Adapter, Layout
+    from weft.bundled import bundled_base
+    from weft.config import Gaussian, Kaiming, LoRA, LoRAConfig, PiSSA, RankStabilized, Standard
+    from weft.formats import load
+    from weft.linalg import LowRank
+    from weft.model.attach import attach, detach
+    from weft.model.collect import collect
+    from weft.model.merge import MergeReport, merge, merged, unmerge
+    from weft.model.plan import Plan, PlannedModule, plan
+    from weft.model.state import adapter_names, base_fingerprint, trainable_parameters
+    from weft.model.switch import activate, active
 
 __version__ = version("weft")
 
@@ -69,3 +62,24 @@ __all__ = [
     "unmerge",
 ]
 
+# torch takes seconds to import, and `weft --help` does not need it: a name is fetched when it is first asked for.
+_HOMES = {
+    "weft.adapter": {"Adapter", "Layout"},
+    "weft.bundled": {"bundled_base"},
+    "weft.config": {"Gaussian", "Kaiming", "LoRA", "LoRAConfig", "PiSSA", "RankStabilized", "Standard"},
+    "weft.formats": {"load"},
+    "weft.linalg": {"LowRank"},
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'weft' has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names), "weft.model")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

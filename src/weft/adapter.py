@@ -104,4 +104,4 @@ class FileFormat(Protocol):
         """Reads an adapter, complete or not at all."""
 
 
-file_formats: Registry[FileFormat] = Registry("file format")
+file_formats: Registry[FileFormat] = Registry("file format", home="weft.formats")

@@ -6,6 +6,7 @@ parts that the running program has registered.
 """
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Generic, TypeVar
 
 from weft.errors import ConfigError, nearest
@@ -14,10 +15,16 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Parts of one sort, by name."""
+    """Parts of one sort, by name.
 
-    def __init__(self, sort: str) -> None:
+    Args:
+        sort: what the parts are, for messages.
+        home: the package that registers weft's own, imported at the first look; None where they stand beside.
+    """
+
+    def __init__(self, sort: str, home: str | None = None) -> None:
         self._sort = sort
+        self._home = home
         self._parts: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -32,14 +39,20 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._parts:
+        if name not in self:
             known = ", ".join(sorted(self._parts))
             raise ConfigError(f"there is no {self._sort} {name!r}{nearest(name, self._parts)} (there are: {known})")
         return self._parts[name]
 
     def __contains__(self, name: str) -> bool:
+        self._arrive()
         return name in self._parts
 
     def __iter__(self) -> Iterator[str]:
         """The names, in the order of registration."""
+        self._arrive()
         return iter(self._parts)
+
+    def _arrive(self) -> None:
+        if self._home is not None:
+            import_module(self._home)

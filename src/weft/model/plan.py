@@ -100,14 +100,20 @@ class Plan:
             "skipped": self.skipped,
         }  # fmt: skip
 
-    def __str__(self) -> str:
-        """A table, one line for modules that differ only in their block's index."""
+    def rows(self, *, each: bool = False) -> list[tuple[str, ...]]:
+        """The lines of the table, its heading first.
+
+        Args:
+            each: a line for each module; otherwise one for modules that differ only in their block's index.
+        """
         groups: dict[tuple[str, ...], list[PlannedModule]] = {}
         for m in self.modules:
-            name = ".".join("*" if part.isdigit() else part for part in m.path.split("."))
+            name = m.path if each else ".".join("*" if part.isdigit() else part for part in m.path.split("."))
             key = (name, m.kind, f"{m.shape[0]} x {m.shape[1]}", str(m.rank), f"{m.scaling:g}", m.reason)
             groups.setdefault(key, []).append(m)
-        rows = [("modules", "count", "kind", "out x in", "rank", "scaling", "parameters", "because")]
+        rows: list[tuple[str, ...]] = [
+            ("modules", "count", "kind", "out x in", "rank", "scaling", "parameters", "because")
+        ]
         for (name, kind, shape, rank, scaling, reason), members in groups.items():
             count = sum(m.parameters for m in members)
             rows.append((name, str(len(members)), kind, shape, rank, scaling, f"{count:,}", reason))
@@ -117,19 +123,27 @@ class Plan:
             rows.append(
                 ("(biases)", str(len(self.biases)), "bias", "", "", "", f"{sum(self.biases.values()):,}", "bias")
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "-" * max(map(len, lines)))
-        lines.append("")
-        lines.append(
+        return rows
+
+    def remarks(self) -> list[str]:
+        """What the table leaves open: the totals, and what was left alone."""
+        remarks = [
             f"{self.parameters:,} trained parameters in {len(self.modules)} modules, {self.share:.2%} of "
             f"{self.base_parameters:,}; adapter file about {self.nbytes / 1e6:.1f} MB"
-        )
+        ]
         for reason, count in Counter(self.skipped.values()).items():
             first = next(path for path, why in self.skipped.items() if why == reason)
             others = f" and {count - 1} more" if count > 1 else ""
-            lines.append(f"left alone: {first}{others} ({reason})")
-        return "\n".join(lines)
+            remarks.append(f"left alone: {first}{others} ({reason})")
+        return remarks
+
+    def __str__(self) -> str:
+        """The table and the remarks, as text."""
+        rows = self.rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "-" * max(map(len, lines)))
+        return "\n".join([*lines, "", *self.remarks()])
 
 
 def plan(model: nn.Module, config: LoRAConfig) -> Plan:
