@@ -172,10 +172,14 @@ class LoRAConfig:
             raise ConfigError(f"dropout: expected a number from 0 up to, but not, 1, found {self.dropout!r}")
         if self.bias not in ("none", "adapted", "all"):
             raise ConfigError(f"bias: expected 'none', 'adapted' or 'all', found {self.bias!r}")
-        for name, kind in (("init", Initializer), ("variant", Variant), ("scaling", Scaling)):
+        for name, kind, called in (
+            ("init", Initializer, "an initializer"),
+            ("variant", Variant, "a variant"),
+            ("scaling", Scaling, "a scaling"),
+        ):
             if not isinstance(getattr(self, name), kind):
                 value = getattr(self, name)
-                raise ConfigError(f"{name}: expected a {kind.__name__} such as {_EXAMPLES[name]}, found {value!r}")
+                raise ConfigError(f"{name}: expected {called} such as {_EXAMPLES[name]}, found {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON or YAML: tagged values become a name, or {name, settings}."""

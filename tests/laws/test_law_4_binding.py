@@ -160,7 +160,7 @@ def test_a_layer_that_cannot_be_adapted_is_named() -> None:
     adapter = whole_adapter()
     model = base()
     model[2] = nn.Embedding(9, 5, max_norm=1.0)
-    with pytest.raises(BindingError, match="2: found .*max_norm"):
+    with pytest.raises(BindingError, match=r"2: found .*max_norm"):
         weft.attach(model, adapter, any_base=True)
 
 

@@ -66,5 +66,16 @@ def check_sum(model: nn.Module, chosen: Mapping[str, float]) -> None:
                     f"{' and '.join(map(repr, holders))} each have their own {path!r}, and two whole modules "
                     "cannot be summed; activate one of them"
                 )
+            inside = [
+                name
+                for _, part in adapted_modules(module)
+                for name in chosen
+                if part is not module and name in part.adapters
+            ]
+            if holders and inside:
+                raise StateError(
+                    f"{holders[0]!r} has its own {path!r}, where what {inside[0]!r} changes inside it would be lost; "
+                    "activate one of them"
+                )
             if holders and chosen[holders[0]] != 1:
                 raise StateError(f"{holders[0]!r} has its own {path!r}, and a whole module cannot be scaled; use 1.0")

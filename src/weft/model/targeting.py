@@ -44,6 +44,8 @@ def choose(
     all_linear = len(patterns) < len(targets)
     heads = output_heads(model) if all_linear else set()
     parents = {path: module for path, module in modules} | {"": model}
+    if config.layers is not None:
+        _check_layers(config.layers, [path for path, _ in modules])
     used: set[str] = set()
     chosen: dict[str, str] = {}
     skipped: dict[str, str] = {}
@@ -85,6 +87,14 @@ def choose(
             + "; name modules by a pattern"
         )
     return chosen, skipped
+
+
+def _check_layers(layers: tuple[int, ...], paths: list[str]) -> None:
+    blocks = {index for path in paths if (index := block_index(path)) is not None}
+    for index in layers:
+        if index not in blocks:
+            there = f"the blocks are {min(blocks)} to {max(blocks)}" if blocks else "no module's path holds a number"
+            raise TargetError(f"layers: there is no block {index} in this model; {there}")
 
 
 def _check_patterns_used(modules: list[tuple[str, nn.Module]], config: LoRAConfig, unused: list[str]) -> None:

@@ -198,10 +198,12 @@ def differs_from_base(module: nn.Module, plain: Callable[[Tensor], Tensor], exam
     if weight.is_meta or not weight.is_floating_point():
         return False
     was_training = module.training
-    module.eval()
+    module.training = False
     try:
         with torch.no_grad():
-            found, expected = module(example), plain(example)
+            found, expected = module.forward(example), plain(example)  # not called: its hooks are none of our business
+    except Exception:  # a forward that takes other arguments fails in its own way
+        return True
     finally:
-        module.train(was_training)
+        module.training = was_training
     return found.shape != expected.shape or not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-3)
