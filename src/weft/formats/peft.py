@@ -49,9 +49,9 @@ class PeftFormat:
         tensors |= {peft_tensor_key(key, adapter.factors): tensor for key, tensor in adapter.tensors.items()}
         if not tensors:
             raise FormatError("the adapter holds no tensors; there is nothing to save")
-        empty = [key for key, tensor in tensors.items() if tensor.numel() == 0]
-        if empty:
-            raise FormatError(f"these tensors have no values: {', '.join(empty)}; gather a sharded model's first")
+        unreadable = understand(tensors).problems
+        if unreadable:
+            raise FormatError("some tensors could not be read again:\n  " + "\n  ".join(unreadable))
         config = peft_config(adapter, {module: pair.rank for module, pair in pairs.items()}, whole)
         metadata = {"format": "pt", "weft": own_facts(adapter, pairs, config)}
 

@@ -146,9 +146,9 @@ class PeftScaling:
     """The scaling that PEFT gives to each module."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        """Args: values: from `read_peft_config`, or `peft_config`."""
+        """Takes the fields from `read_peft_config`, or `peft_config`."""
         self._rank, self._alpha = values["r"], values["lora_alpha"]
-        self._ranks, self._alphas = _Pattern(values["rank_pattern"]), _Pattern(values["alpha_pattern"])
+        self._ranks, self._alphas = _Pattern(values.get("rank_pattern", {})), _Pattern(values.get("alpha_pattern", {}))
         self._rule = _rule(bool(values.get("use_rslora")))
 
     def __call__(self, path: str, rank: int) -> float:
@@ -214,8 +214,9 @@ def lora_config(values: Mapping[str, Any], paths: Iterable[str], train_modules: 
 def peft_config(adapter: Adapter, ranks: Mapping[str, int], modules_to_save: list[str]) -> dict[str, Any]:
     """The fields of an adapter_config.json from which PEFT computes this adapter's ranks and scalings.
 
-    Only fields that PEFT has had since 0.5 are written (and `use_rslora` where it is on), so that old readers
-    take the file too. `fan_in_fan_out` is false also for GPT-2's Conv1D: PEFT sets it for each layer itself.
+    Only fields that PEFT has had since 0.5 are written, and the patterns and `use_rslora` where they are needed, so
+    that old readers take the file too. `fan_in_fan_out` is false also for GPT-2's Conv1D: PEFT sets it for each
+    layer itself.
 
     Args:
         adapter: the adapter.
@@ -227,7 +228,8 @@ def peft_config(adapter: Adapter, ranks: Mapping[str, int], modules_to_save: lis
     alphas = {
         path: _alpha(factors.scaling, ranks[path], rank_stabilized, likely) for path, factors in adapter.factors.items()
     }
-    rank, alpha = _most_common(ranks.values(), adapter.config.rank), _most_common(alphas.values(), adapter.config.alpha)
+    rank = _most_common(ranks.values(), adapter.config.rank)
+    alpha = _most_common(alphas.values(), adapter.config.alpha)
     biased = [key.rpartition(".")[0] for key in adapter.tensors if key.endswith(".bias")]
     biased = [path for path in biased if not any(f"{path}.".startswith(f"{whole}.") for whole in modules_to_save)]
     values: dict[str, Any] = {
@@ -246,10 +248,11 @@ def peft_config(adapter: Adapter, ranks: Mapping[str, int], modules_to_save: lis
         "modules_to_save": modules_to_save or None,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "rank_pattern": _exact_pattern(ranks, rank),
-        "alpha_pattern": _exact_pattern(alphas, alpha),
     }
-    return values | ({"use_rslora": True} if rank_stabilized else {})
+    if rank_stabilized:
+        values["use_rslora"] = True
+    patterns = {"rank_pattern": _exact_pattern(ranks, rank), "alpha_pattern": _exact_pattern(alphas, alpha)}
+    return values | {name: pattern for name, pattern in patterns.items() if pattern}
 
 
 def _rule(rank_stabilized: bool) -> Standard | RankStabilized:

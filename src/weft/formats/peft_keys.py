@@ -113,8 +113,8 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
         foreign = next((what for pattern, what in _FOREIGN if pattern.fullmatch(f".{name}")), None)
         if name == key:
             found.problems.append(f"{key}: expected a name that starts with {PREFIX!r}")
-        elif tensor.numel() == 0:
-            found.problems.append(f"{key}: it has no values, shape {_shape(tensor)}; a sharded save that went wrong?")
+        elif tensor.is_meta or tensor.numel() == 0:
+            found.problems.append(f"{key}: it has no values, shape {_shape(tensor)}; a part of a sharded model?")
         elif match is None and foreign is not None:
             found.problems.append(f"{key}: {foreign}")
         elif match is None:

@@ -39,16 +39,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         metadata: name -> text for the header.
 
     Raises:
-        FormatError: a tensor that cannot be stored, or that reads back other than it was written.
+        FormatError: a dtype that cannot be stored, or a tensor that reads back other than it was written.
         OSError: the disk did not take it.
     """
-    unstored = [
-        f"{name} ({'no values: it is on the meta device' if tensor.is_meta else tensor.dtype})"
-        for name, tensor in tensors.items()
-        if tensor.is_meta or tensor.dtype not in _DTYPES
-    ]
-    if unstored:
-        raise FormatError(f"cannot store {', '.join(unstored)}; load or convert them first")
+    unknown = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in _DTYPES]
+    if unknown:
+        raise FormatError(f"a safetensors file cannot hold {', '.join(unknown)}; convert them first")
     # The widest first, so that each starts at a multiple of its own item's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, natural_order(name)))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
