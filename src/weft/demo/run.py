@@ -53,8 +53,8 @@ def demo(output: Path) -> None:
     rows = functions()
     held_out = sum(row.is_held_out for row in rows)
     console.print(
-        f"\n[bold]The data[/]: {len(rows):,} documented functions of this Python's standard library; {held_out:,} of them "
-        "are in modules on which nothing is trained, and serve for evaluation."
+        f"\n[bold]The data[/]: {len(rows):,} documented functions of this Python's standard library; {held_out:,} "
+        "of them are in modules on which nothing is trained, and serve for evaluation."
     )
     trained = []
     for task in TASKS:
