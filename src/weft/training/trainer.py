@@ -62,6 +62,11 @@ class AdapterTrainer(Trainer):
                 "the attached adapter is trainable, but none of its parameters requires a gradient; "
                 "something called requires_grad_(False) after weft.attach"
             )
+        state = state_of(self.attached)
+        if not any(state.adapters[name].trainable for name in state.active):
+            raise TrainingError(
+                "no trainable adapter is active, so the loss would depend on none; call weft.activate(model, name) first"
+            )
         self._gradients_checked = False
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(require_latest(str(self.args.output_dir)))
