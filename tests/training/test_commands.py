@@ -1,7 +1,6 @@
 """weft train and weft eval, as a person runs them."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,8 @@ def flags(base: Path, pairs: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-    yield
 
 
 def invoke(*words: str | Path) -> Result:
