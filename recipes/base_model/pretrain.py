@@ -4,7 +4,8 @@
 
 FOLDER holds the collection that `corpus.py` names, and `wikitext2/test.txt` for the evaluation. The
 learning rate follows the clock (warm-up, hold, linear decay to zero), so that a run of any length ends
-well. Hidden matrices are trained by Muon (Jordan et al., 2024), embeddings and norms by AdamW.
+well. A later run can take up where one ended, on the rows that it did not reach: --continue-from FOLDER.
+Hidden matrices are trained by Muon (Jordan et al., 2024), embeddings and norms by AdamW.
 """
 
 import argparse
@@ -131,8 +132,10 @@ def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x if matrix.shape[0] <= matrix.shape[1] else x.T
 
 
-def train(model: LlamaForCausalLM, data: torch.Tensor, held_out: torch.Tensor, minutes: float) -> dict[str, float]:
-    """Trains for `minutes`; prints the loss; returns the figures of the run."""
+def train(
+    model: LlamaForCausalLM, data: torch.Tensor, held_out: torch.Tensor, minutes: float, reached: int
+) -> dict[str, float]:
+    """Trains for `minutes` on the rows from `reached` on; prints the loss; returns the figures of the run."""
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -147,7 +150,7 @@ def train(model: LlamaForCausalLM, data: torch.Tensor, held_out: torch.Tensor, m
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
-        rows = torch.arange(step * BATCH, (step + 1) * BATCH) % len(data)
+        rows = (reached + torch.arange(step * BATCH, (step + 1) * BATCH)) % len(data)
         loss = loss_of(compiled, data[rows])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -163,7 +166,7 @@ def train(model: LlamaForCausalLM, data: torch.Tensor, held_out: torch.Tensor, m
             print(f"step {step}  {share:6.1%}  loss {smooth:.3f}  {rate:.0f} tokens/s", flush=True)
         if step % 400 == 0:
             print(f"step {step}  held-out loss {mean_loss(model, held_out[:64]):.4f}", flush=True)
-    return {"steps": step, "tokens": seen, "epochs": seen / data[:, 1:].numel(), "minutes": minutes}
+    return {"steps": step, "tokens": seen, "minutes": minutes}
 
 
 def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str) -> dict[str, float]:
@@ -188,18 +191,32 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of the text collection")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--minutes", type=float, default=80)
+    parser.add_argument("--continue-from", type=Path, help="the output of an earlier run, to train it further")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
     torch.manual_seed(arguments.seed)
     training, held_out = documents(arguments.text, arguments.seed)
-    tokenizer = make_tokenizer(training[::3])
+    earlier: list[dict[str, float]] = []
+    if arguments.continue_from:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.continue_from)
+        model = LlamaForCausalLM.from_pretrained(arguments.continue_from, dtype=torch.float32)
+        earlier = json.loads((arguments.continue_from / "figures.json").read_text(encoding="utf-8"))["runs"]
+    else:
+        tokenizer = make_tokenizer(training[::3])
+        model = make_model(tokenizer)
     data, held_out_blocks = blocks(training, tokenizer), blocks(held_out, tokenizer)
-    model = make_model(tokenizer)
-    print(f"{model.num_parameters():,} parameters, {data[:, 1:].numel():,} tokens, "
-          f"{sum(map(len, training)) / data[:, 1:].numel():.2f} characters a token", flush=True)  # fmt: skip
+    available = data[:, 1:].numel()
+    print(f"{model.num_parameters():,} parameters, {available:,} tokens", flush=True)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(arguments.seed))
-    figures: dict[str, object] = dict(train(model, data[order], held_out_blocks, arguments.minutes))
+    reached = sum(run["tokens"] for run in earlier) // CONTEXT
+    runs = [*earlier, train(model, data[order], held_out_blocks, arguments.minutes, reached)]
+    figures: dict[str, object] = {
+        "parameters": model.num_parameters(),
+        "characters_per_token": sum(map(len, training)) / available,
+        "runs": runs,
+        "epochs": sum(run["tokens"] for run in runs) / available,
+    }
 
     model.to(torch.bfloat16).save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
