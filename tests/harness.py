@@ -135,6 +135,7 @@ MODELS = (
         partial(torch.randn, 2, 4, 9),
         _all,
     ),
+    Case("bias_all_gpt2_conv1d", lambda: [nn.Linear(5, 5), *_gpt2_conv1d()], partial(torch.randn, 3, 5), _all),
     Case(
         "bias_all_unbatched",
         lambda: [nn.Conv1d(4, 4, 3, padding=1), nn.Conv1d(4, 4, 3)],

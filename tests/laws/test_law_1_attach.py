@@ -301,3 +301,13 @@ def test_outputs_in_training_equal_the_base_with_dropout_layers_of_its_own() -> 
     expected = run()
     weft.attach(model, weft.LoRAConfig(rank=2, targets="all-linear"))
     assert identical(run(), expected)
+
+
+def test_a_tied_weight_can_be_named_by_any_of_its_holders() -> None:
+    tied = next(case for case in CASES if case.name == "tied")
+    for target in ("0", "1"):
+        model, x = tied.model(), tied.input()
+        expected = output(model, x)
+        weft.attach(model, weft.LoRAConfig(rank=2, targets=target))
+        assert torch.equal(output(model, x), expected)
+        assert model[0].adapters["default"].lora_A is model[1].adapters["default"].lora_A

@@ -58,7 +58,7 @@ def new_parts(model: nn.Module, plan: Plan) -> list[Part]:
     by_path = dict(base_modules(model))
     made: dict[str, Factors] = {}
     parts = []
-    for planned in plan.modules:
+    for planned in sorted(plan.modules, key=lambda planned: planned.shares is not None):  # owners of factors first
         module = by_path[planned.path]
         kind = layer_kind_of(module)
         assert kind is not None

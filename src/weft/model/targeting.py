@@ -176,14 +176,23 @@ def further_biases(
     if config.bias != "all":
         return {}
     found: dict[str, int] = {}
+    unserved: dict[str, nn.Module] = {}
+    trained_biases: set[int] = set()
     for path, module in modules:
         bias = module._parameters.get("bias")
-        if bias is None or path in chosen or any(path == o or path.startswith(f"{o}.") for o in trained):
+        if bias is None:
             continue
-        if not BiasLayer.serves(module) or isinstance(module, LoRALayer) or foreign_forward(module):
+        if path in chosen or any(path == o or path.startswith(f"{o}.") for o in trained):
+            trained_biases.add(id(bias))
+        elif not BiasLayer.serves(module) or isinstance(module, LoRALayer) or foreign_forward(module):
+            unserved[path] = module
+        else:
+            found[path] = bias.numel()
+            trained_biases.add(id(bias))
+    for path, module in unserved.items():
+        if id(module.bias) not in trained_biases:  # some models keep a bias under two names: BERT's head, for one
             raise TargetError(
                 f"bias='all': the bias of {path!r} ({type(module).__name__}) cannot be trained beside the base's; "
                 f"use bias='adapted', or train the whole module with train_modules=({path!r},)"
             )
-        found[path] = bias.numel()
     return found

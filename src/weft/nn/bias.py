@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from weft.nn.bank import Adapted
+from weft.nn.linear import LoRATransposedLinear
 
 # Modules whose bias is the last thing added to the output, by where the output's channels are: last, second, or
 # before the kernel's dimensions (a convolution's input may come without a batch).
@@ -43,4 +44,4 @@ class BiasLayer(Adapted):
     @staticmethod
     def serves(module: nn.Module) -> bool:
         """Whether the module's bias is simply added to its output, so that it can be trained beside the base's."""
-        return isinstance(module, _LAST + _SECOND + _CONV)
+        return isinstance(module, _LAST + _SECOND + _CONV) or LoRATransposedLinear.serves(module)
