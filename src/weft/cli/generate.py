@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -116,13 +116,14 @@ def generate(
         raise ConfigError("system: a system message needs --chat")
     sampling = Sampling(max_new_tokens, greedy, temperature, top_p, top_k, seed)
     paths = named_paths(adapter)
+    prompts: Iterable[str] = _lines() if chat and prompt is None else [_text() if prompt is None else prompt]
     quiet_transformers()
     resident = _load(base, paths, device, any_base)
     names = [*([None] if with_base or not paths else []), *paths]
     start = [{"role": "system", "content": system}] if system is not None else []
     voices = [Voice(adapter_name, list(start)) for adapter_name in names]
     turns = []
-    for text in _prompts(prompt, chat):
+    for text in prompts:
         answers = _turn(resident, voices, text, chat, sampling, quiet=as_json)
         turns.append({"prompt": text, "answers": [asdict(answer) for answer in answers]})
     if as_json:
@@ -151,21 +152,23 @@ def _load(name: str, paths: dict[str, Path], device: str | None, any_base: bool)
     return resident
 
 
-def _prompts(prompt: str | None, chat: bool) -> Iterator[str]:
-    """What to answer: the prompt, the whole of standard input, or in a chat a turn for each line of it."""
-    if prompt is not None:
-        yield prompt
-        return
-    if not chat:
-        text = sys.stdin.read()
-        if not text.strip():
-            raise ConfigError("prompt: there is none; give --prompt TEXT, or text on standard input")
-        yield text.rstrip("\n")
-        return
+def _text() -> str:
+    """The prompt on standard input.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    text = sys.stdin.read()
+    if not text.strip():
+        raise ConfigError("prompt: there is none; give --prompt TEXT, or text on standard input")
+    return text.rstrip("\n")
+
+
+def _lines() -> Iterator[str]:
+    """A conversation's turns: the lines of standard input, as they come."""
     while True:
         if sys.stdin.isatty():
-            sys.stderr.write("\n> ")
-            sys.stderr.flush()
+            print("\n> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
             return

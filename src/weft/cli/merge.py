@@ -47,7 +47,8 @@ def merge(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from weft.formats import load
-    from weft.model.checkpoint import check_output, merge_checkpoint
+    from weft.model.checkpoint import merge_checkpoint
+    from weft.model.new_folder import check_output
     from weft.model.shards import Checkpoint
     from weft.training.skeleton import base_folder, load_skeleton, parameter_names
 
@@ -55,8 +56,7 @@ def merge(
     adapter = adapter_path(adapter)
     loaded = load(adapter)
     folder = base_folder(base)
-    for kept in (folder, adapter):
-        check_output(output, overwrite, forbidden=kept)
+    check_output(output, overwrite, keep=[folder, adapter])
     source = Checkpoint.open(folder)
     model = load_skeleton(folder)
     console = errors()

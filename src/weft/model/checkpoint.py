@@ -8,10 +8,8 @@ import copy
 import json
 import math
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,17 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from weft.adapter import Adapter
-from weft.errors import BaseMismatchError, BindingError, ConfigError, FormatError, MergeError
+from weft.errors import BaseMismatchError, BindingError, MergeError
 from weft.fingerprint import Fingerprint, fingerprint
 from weft.linalg import LowRank
 from weft.model.attach import attach, detach
 from weft.model.merge import merge
 from weft.model.modules import sharing
+from weft.model.new_folder import check_output, new_folder
 from weft.model.shards import INDEX, Checkpoint, StoredTensor, write_shard
 from weft.model.state import base_fingerprint
 
 # Files that hold weights, or that describe the base and not what becomes of it.
-_WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"})
+_WEIGHTS = frozenset(
+    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".npz", ".tflite", ".ot"}
+)
 _NOT_COPIED = frozenset({INDEX, "pytorch_model.bin.index.json", "README.md", "adapter_config.json"})
 _FOLDERS = ("additional_chat_templates",)
 
@@ -92,6 +93,7 @@ def merge_checkpoint(
         MergeError: a tied weight that the adapter does not change alike, or a weight that overflows.
         FormatError: the disk did not take the files.
     """
+    check_output(output, overwrite, keep=[source.folder])
     if not any_base:
         _check_base(model, names, source, adapter)
     with warnings.catch_warnings():
@@ -103,7 +105,7 @@ def merge_checkpoint(
     merging.check_bound()
 
     size = 0
-    with new_folder(output, overwrite, forbidden=source.folder) as folder:
+    with new_folder(output) as folder:
         for file in source.files:
             tensors = {t.name: t for t in source.tensors.values() if t.file == file}
             for written in write_shard(folder / file, tensors, merging.value, dtype, source.metadata[file]):
@@ -198,6 +200,9 @@ class _Merging:
         name = self._one(self.names.get(stored.name, ""))
         old = self.source.read(stored.name)
         dtype = self.dtype if self.dtype is not None and stored.dtype is not None else old.dtype
+        changes = name in self._tensors or name in self._weights
+        if not changes and dtype == old.dtype:
+            return old
         if name in self._tensors:
             new = self._tensors[name].to(dtype)
         elif name in self._weights:
@@ -211,7 +216,7 @@ class _Merging:
                 f"{stored.name}: its new values do not fit {dtype} (infinite or not a number); nothing was written. "
                 "Choose a wider dtype, or look at the adapter with `weft inspect`"
             )
-        if name in self._tensors or name in self._weights:
+        if changes:
             self.changed[stored.name] = new.nbytes
         return new
 
@@ -219,6 +224,9 @@ class _Merging:
         """The weight of one layer with its factors merged: the layer alone, in a model that holds nothing else."""
         layer = copy.deepcopy(self.model.get_submodule(path))
         layer.register_parameter("weight", nn.Parameter(weight.clone(), requires_grad=False))
+        bias = layer._parameters.get("bias")
+        if bias is not None:  # written by itself where it is trained; here it only has to be there
+            layer.register_parameter("bias", nn.Parameter(torch.zeros(bias.shape), requires_grad=False))
         root = parent = nn.Module()
         *outer, last = path.split(".")
         for name in outer:
@@ -304,50 +312,3 @@ def _copy_other_files(source: Path, target: Path, dtype: torch.dtype | None) -> 
         values = json.loads(config.read_text(encoding="utf-8"))
         values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(dtype).removeprefix("torch.")
         config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def check_output(output: Path, overwrite: bool, forbidden: Path) -> None:
-    """Raises ConfigError if a new folder may not be put at `output`.
-
-    Args:
-        output: where it would go.
-        overwrite: what stands there may be replaced.
-        forbidden: a folder that must not be touched.
-    """
-    if forbidden.resolve().is_relative_to(output.resolve()):
-        raise ConfigError(f"output: {output} is, or holds, the base {forbidden}; name another folder")
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output: {output} is a file; name a folder")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise ConfigError(f"output: {output} is not empty; name another folder, or pass overwrite (--overwrite)")
-
-
-@contextmanager
-def new_folder(output: Path, overwrite: bool, forbidden: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that becomes `output` at the end of the block, or vanishes on an error.
-
-    Raises:
-        ConfigError: as `check_output`.
-        FormatError: the disk did not take it.
-    """
-    check_output(output, overwrite, forbidden)
-    temporary: Path | None = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        yield temporary
-        if output.exists():
-            old = temporary.with_name(f"{temporary.name}-old")
-            output.rename(old)
-            temporary.rename(output)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(output)
-    except OSError as error:
-        raise FormatError(
-            f"{output} could not be written: {error.strerror or error}; nothing was left there"
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)

@@ -6,6 +6,7 @@ once; the one here takes them one by one, so that a file of any size passes thro
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,8 @@ def write_shard(
                 raise AssertionError(f"{target.name}: {data.nbytes} bytes to write, {target.nbytes} announced")
             file.write(data.data)
             yield target
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _as_dtype(tensor: StoredTensor, file: str, dtype: torch.dtype | None) -> StoredTensor:

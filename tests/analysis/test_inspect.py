@@ -1,0 +1,55 @@
+"""The numbers of an adapter, against dense arithmetic."""
+
+import math
+
+import pytest
+import torch
+
+import weft
+from weft.analysis.inspect import inspect
+
+
+def adapter_of(factors: dict[str, weft.LowRank], **rest: object) -> weft.Adapter:
+    return weft.Adapter(weft.LoRAConfig(), factors, dict.fromkeys(factors, weft.Layout()), **rest)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_are_those_of_the_matrix(dtype: torch.dtype) -> None:
+    value = weft.LowRank(torch.randn(12, 4, dtype=dtype), torch.randn(4, 9, dtype=dtype), 0.5)
+    (numbers,) = inspect(adapter_of({"a.0.b": value})).modules
+    S = torch.linalg.svdvals(0.5 * value.B.double() @ value.A.double())[:4]
+    shares = S / S.sum()
+    expected = {
+        "norm": S.norm(),
+        "spectral_norm": S[0],
+        "stable_rank": (S.norm() / S[0]) ** 2,
+        "effective_rank": torch.exp(-(shares * shares.log()).sum()),
+    }
+    for name, number in expected.items():
+        assert getattr(numbers, name) == pytest.approx(float(number), rel=1e-5), name
+    assert (numbers.path, numbers.name, numbers.kind) == ("a.0.b", "a.*.b", "linear")
+    assert (numbers.shape, numbers.rank, numbers.scaling) == ((12, 9), 4, 0.5)
+    assert numbers.nbytes == 4 * (12 + 9) * dtype.itemsize
+
+
+def test_an_untrained_adapter_is_zero() -> None:
+    (numbers,) = inspect(adapter_of({"a": weft.LowRank(torch.zeros(5, 2), torch.randn(2, 4))})).modules
+    assert (numbers.norm, numbers.spectral_norm, numbers.stable_rank, numbers.effective_rank) == (0, 0, 0, 0)
+
+
+def test_orthonormal_factors_use_every_dimension() -> None:
+    Q = torch.linalg.qr(torch.randn(8, 3)).Q
+    (numbers,) = inspect(adapter_of({"a": weft.LowRank(Q, Q.T.contiguous(), 2.0)})).modules
+    assert numbers.norm == pytest.approx(2 * math.sqrt(3), rel=1e-5)
+    assert numbers.stable_rank == pytest.approx(3, rel=1e-5)
+    assert numbers.effective_rank == pytest.approx(3, rel=1e-5)
+
+
+def test_shared_factors_are_counted_once() -> None:
+    value = weft.LowRank(torch.randn(6, 2), torch.randn(2, 6))
+    adapter = adapter_of({"a.0": value, "a.1": value, "b": value}, tensors={"head.weight": torch.zeros(3, 2)})
+    numbers = inspect(adapter)
+    assert [m.nbytes for m in numbers.modules] == [96, 0, 0]
+    assert numbers.tensors == {"head.weight": 24}
+    assert numbers.nbytes == 96 + 24
+    assert {name: len(group) for name, group in numbers.by_name().items()} == {"a.*": 2, "b": 1}
