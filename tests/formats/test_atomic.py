@@ -1,13 +1,13 @@
 """Saving is complete or not at all: a full disk, a killed process, a folder with other things in it."""
 
+import errno
 import os
-import random
 import resource
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -157,36 +157,118 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "adapter").read_text() == "mine"
 
 
+_EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+
+def _save_interrupted(adapter: weft.Adapter, folder: Path, step: int, by: Callable[[], None]) -> str:
+    """Saves in a process of its own, with `by` called before the `step`-th change to a folder; how it ended."""
+    child = os.fork()
+    if child == 0:
+        steps = 0
+
+        def interrupt(event: str, _: object) -> None:
+            nonlocal steps
+            steps += event in _EVENTS
+            if event in _EVENTS and steps == step:
+                by()
+
+        sys.addaudithook(interrupt)
+        try:
+            adapter.save(folder)
+        except FormatError:
+            os._exit(1)
+        os._exit(0 if steps < step else 2)
+    status = os.waitpid(child, 0)[1]
+    return "killed" if os.WIFSIGNALED(status) else ("uninterrupted", "refused", "saved")[os.WEXITSTATUS(status)]
+
+
+def _be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _be_refused() -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("other", [False, True], ids=["alone", "beside other files"])
+def test_an_error_at_any_step_of_saving_leaves_the_old_adapter_or_the_new(other: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    ends = []
+    for step in range(1, 50):
+        _adapter(1.0).save(folder)
+        if other:
+            (folder / "tokenizer.json").write_text("{}")
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        ends.append(_save_interrupted(_adapter(2.0), folder, step, _be_refused))
+        if ends[-1] == "refused":
+            assert {path: path.read_bytes() for path in folder.iterdir()} == before
+            assert list(tmp_path.iterdir()) == [folder]
+        else:
+            assert _which(folder) == 2
+        for leftover in [*tmp_path.glob(".adapter.*"), *folder.glob(".adapter.*")]:
+            shutil.rmtree(leftover)
+        if ends[-1] == "uninterrupted":
+            break
+    assert ends[-1] == "uninterrupted"
+    assert ends.count("refused") >= 3
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork beside threads: the child does nothing else
 @pytest.mark.parametrize("other", [False, True], ids=["alone", "beside other files"])
-def test_a_process_killed_while_saving_leaves_a_complete_adapter(other: bool, tmp_path: Path) -> None:
+def test_a_process_killed_at_any_step_of_saving_leaves_a_complete_adapter(other: bool, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
-    _adapter(1.0).save(folder)
-    if other:
-        (folder / "tokenizer.json").write_text("{}")
-    wait = random.Random(0)
-    for _ in range(20):
-        child = os.fork()
-        if child == 0:
-            while True:
-                for value in (1.0, 2.0):
-                    _adapter(value).save(folder)
-        time.sleep(wait.uniform(0.005, 0.04))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    seen = []
+    for step in range(1, 50):
+        _adapter(1.0).save(folder)
+        if other:
+            (folder / "tokenizer.json").write_text("{}")
+        end = _save_interrupted(_adapter(2.0), folder, step, _be_killed)
         # Between two renames the one or the other is complete under a hidden name; what bears the folder's own name
         # is never a mixture, and at worst, beside other files, not all there.
         hidden = [*tmp_path.glob(".adapter.*"), *folder.glob(".adapter.*")]
-        found = []
+        found = {}
         for place in [folder] * folder.exists() + hidden:
             try:
-                found.append(_which(place))
+                found[place] = _which(place)
             except FormatError:
                 assert other or place != folder
-        assert set(found) <= {1.0, 2.0}
         assert found
-        if other:
-            assert (folder / "tokenizer.json").read_text() == "{}"
+        assert set(found.values()) <= {1.0, 2.0}
+        assert not other or (folder / "tokenizer.json").read_text() == "{}"
+        seen.append(found.get(folder))
         for leftover in hidden:
             shutil.rmtree(leftover)
-        _adapter(1.0).save(folder)
+        if end == "uninterrupted":
+            break
+    assert end == "uninterrupted"
+    assert len(seen) > 3
+    assert seen[0] == 1
+    assert seen[-1] == 2
+
+
+def test_a_file_that_cannot_be_moved_brings_the_others_back(small_disk: Path) -> None:
+    folder = small_disk / "adapter"
+    _adapter(1.0).save(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    pinned = folder / "README.md"  # the last to be moved out
+    subprocess.run(["mount", "--bind", pinned, pinned], check=True)
+    try:
+        with pytest.raises(FormatError, match="Device or resource busy; what was there before is there as it was"):
+            _adapter(2.0).save(folder)
+    finally:
+        subprocess.run(["umount", pinned], check=True)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "README.md"])
+def test_a_folder_in_the_place_of_a_file_is_not_touched(name: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter" / name).mkdir(parents=True)
+    (tmp_path / "adapter" / name / "mine").write_text("mine")
+    if name == "README.md":
+        assert _which(_adapter(1.0).save(tmp_path / "adapter")) == 1
+    else:
+        with pytest.raises(FormatError, match=r"adapter_config\.json is a folder"):
+            _adapter(1.0).save(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / name / "mine").read_text() == "mine"

@@ -3,8 +3,8 @@
 The files are written into a hidden folder beside their place, flushed to the disk, and then moved. A new
 folder appears by one rename. A folder that holds nothing but an earlier set is swapped: the old one is
 renamed aside, the new one renamed in, the old one deleted. A folder that holds anything else keeps it: only
-the set's own files are moved, the last of the set out first and in last, so that a reader who needs that one
-finds the old set, none, or the new one, but never a mixture.
+the set's own files are moved, all of the old out before any of the new in, so that a reader finds the old set,
+the new one, or not a whole one, but never a mixture. At every moment one complete set is on the disk.
 """
 
 import errno
@@ -25,7 +25,7 @@ def staged_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
     Args:
         folder: where they go; made if it is not there. Other files in it are left alone.
-        names: the files of the set, each of which the block may write; the last is the one that readers need.
+        names: the files of the set, which the block writes.
 
     Raises:
         FormatError: the disk did not take them; what was in `folder` before is there as it was.
@@ -33,6 +33,9 @@ def staged_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise FormatError(f"cannot write to {folder}: a file is there; give the name of a folder")
+    blocked = next((folder / name for name in names if (folder / name).is_dir()), None)
+    if blocked is not None:
+        raise FormatError(f"cannot write to {folder}: {blocked} is a folder; move it away, or choose another place")
     staging = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,9 +77,9 @@ def _swap_folder(staging: Path, folder: Path, names: Sequence[str]) -> None:
     except BaseException:
         aside.rename(folder)
         raise
-    for name in names:
-        (aside / name).unlink(missing_ok=True)
-    with suppress(OSError):  # someone put a file of theirs into it meanwhile: it is not ours to delete
+    with suppress(OSError):  # what cannot be deleted, or is not ours to delete, stays aside
+        for name in names:
+            (aside / name).unlink(missing_ok=True)
         aside.rmdir()
 
 
@@ -86,8 +89,8 @@ def _move_files(staging: Path, folder: Path, names: Sequence[str]) -> None:
     aside.mkdir()
     moved: list[tuple[Path, Path]] = []
     try:
-        for source, target, order in ((folder, aside, reversed(names)), (staging, folder, iter(names))):
-            for name in order:
+        for source, target in ((folder, aside), (staging, folder)):
+            for name in names:
                 if (source / name).exists():
                     (source / name).rename(target / name)
                     moved.append((source / name, target / name))

@@ -56,7 +56,8 @@ class PeftFormat:
         metadata = {"format": "pt", "weft": own_facts(adapter, pairs, config)}
 
         card = path / CARD
-        theirs = card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace")
+        ours = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+        theirs = card.exists() and not ours
         names = [*([] if theirs else [CARD]), WEIGHTS, CONFIG]
         with staged_files(path, names) as folder:
             if not theirs:
