@@ -246,3 +246,34 @@ class Anatomy:
         assert now.requires_grad == self.requires_grad
         assert now.training == self.training
         assert now.objects == self.objects
+
+
+def check_laws(case: Case, dtype: torch.dtype = torch.float32) -> None:
+    """Laws 1 to 3 in one go, for a part that stands outside the package (tests/laws goes into each)."""
+    model, x = case.model(dtype).eval(), case.input(dtype)
+    before, base = Anatomy.of(model), output(model, x)
+
+    weft.attach(model, case.config)
+    assert torch.equal(output(model, x), base)
+    before.check_tensors_untouched(model)
+
+    model(x).double().square().sum().backward()
+    assert all(p.grad is not None for p in weft.trainable_parameters(model))
+    pretend_training(model)
+    trained = output(model, x)
+    assert not torch.equal(trained, base)
+
+    loose = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    for undo in ("snapshot", "patch"):
+        for _ in range(3):
+            with weft.merged(model, undo=undo):  # type: ignore[arg-type]
+                error = (output(model, x).double() - trained.double()).abs().max()
+                assert error <= loose * trained.double().abs().max()
+            before.check_tensors_untouched(model)
+    assert identical(output(model, x), trained)
+
+    twin = copy.deepcopy(model)
+    weft.detach(model)
+    before.check_restored(model)
+    assert identical(output(model, x), base)
+    assert identical(output(twin, x), trained)

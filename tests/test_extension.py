@@ -1,0 +1,274 @@
+"""One of each part that can be added, from outside the package, each in one section, through the common harness.
+
+These are also the shortest examples of how to write one.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from harness import DTYPES, LAYERS, MODELS, Case, adapted, check_laws, identical, output
+from torch import Tensor, nn
+
+import weft
+from weft import Adapter, Layout, LoRAConfig, LowRank, ops
+from weft.adapter import file_formats
+from weft.config import Initializer, Scaling, Variant, initializer_names, scaling_names, variant_names
+from weft.errors import ConfigError, FormatError
+from weft.init import Start, start_factors
+from weft.nn import Factors, LoRALayer, VariantRule
+from weft.nn.base import register_layer_kind
+from weft.variants import rule_for
+
+# ---- an initializer -------------------------------------------------------------------------------------------------
+
+
+@initializer_names.register("test_orthogonal")
+@dataclass(frozen=True)
+class Orthogonal(Initializer):
+    """The rows of A orthonormal, times a gain; B zero."""
+
+    name: ClassVar[str] = "test_orthogonal"
+    gain: float = 1.0
+
+
+@start_factors.register
+def _(init: Orthogonal, W: Tensor, rank: int, scaling: float, dtype: torch.dtype) -> Start:
+    out, width = W.shape
+    A = init.gain * torch.linalg.qr(torch.randn(width, rank, dtype=dtype, device=W.device)).Q.T
+    return Start(A.contiguous(), torch.zeros(out, rank, dtype=dtype, device=W.device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+def test_an_initializer(case: Case, dtype: torch.dtype) -> None:
+    check_laws(case.with_config(init=Orthogonal(gain=0.5)), dtype)
+
+
+def test_an_initializer_is_written_and_read_by_name() -> None:
+    config = LoRAConfig(rank=2, init=Orthogonal(gain=0.5))
+    assert LoRAConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    model = weft.attach(nn.Sequential(nn.Linear(6, 6)), replace(config, targets="0"))
+    A = model[0].adapters["default"].lora_A
+    assert torch.allclose(A @ A.T, 0.25 * torch.eye(2), atol=1e-6)
+
+
+# ---- a variant ------------------------------------------------------------------------------------------------------
+
+
+@variant_names.register("test_hadamard")
+@dataclass(frozen=True)
+class Hadamard(Variant):
+    """W' = W * (1 + s B A), entry by entry: a change of full rank (Huang et al., HiRA, ICLR 2025)."""
+
+    name: ClassVar[str] = "test_hadamard"
+
+
+@dataclass(frozen=True)
+class HadamardRule:
+    """Computes the product with W * (s B A) as that with its trivial factors, the identity and itself."""
+
+    def output(self, layer: LoRALayer, output: Tensor, x: Tensor, factors: Factors, scale: float) -> Tensor:
+        W = layer.matrix(layer).detach()
+        change = W * (factors.scaling * factors.lora_B @ factors.lora_A).to(W.dtype)
+        product = layer.product(layer.branch_input(x, factors), torch.eye(W.shape[1], dtype=W.dtype), change)
+        return torch.add(output, product, alpha=scale)
+
+    def weight(self, layer: LoRALayer, weight: Tensor, factors: Factors, scale: float) -> Tensor:
+        return weight.addcmul_(layer.matrix(layer).detach().to(weight.dtype),
+                               factors.low_rank().dense(weight.dtype), value=scale)  # fmt: skip
+
+
+@rule_for.register
+def _(variant: Hadamard) -> VariantRule:
+    return HadamardRule()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+def test_a_variant(case: Case, dtype: torch.dtype) -> None:
+    check_laws(case.with_config(variant=Hadamard()), dtype)
+
+
+def test_a_variant_does_what_it_says_beside_plain_lora() -> None:
+    model, x = nn.Sequential(nn.Linear(5, 7)).double(), torch.randn(3, 5, dtype=torch.float64)
+    W, b = model[0].weight.detach().clone(), model[0].bias.detach()
+    changes = {}
+    for name, variant in (("plain", weft.LoRA()), ("hadamard", Hadamard())):
+        weft.attach(model, LoRAConfig(rank=2, targets="0", variant=variant), name=name)
+        factors = model[0].adapters[name]
+        nn.init.normal_(factors.lora_B)
+        changes[name] = factors.scaling * factors.lora_B.detach() @ factors.lora_A.detach()
+    weft.activate(model, {"plain": 0.5, "hadamard": 2.0})
+    expected = nn.functional.linear(x, W + 0.5 * changes["plain"] + 2.0 * W * changes["hadamard"], b)
+    assert torch.allclose(output(model, x), expected)
+
+
+# ---- a scaling ------------------------------------------------------------------------------------------------------
+
+
+@scaling_names.register("test_fixed")
+@dataclass(frozen=True)
+class Fixed(Scaling):
+    """Alpha times a factor, whatever the rank."""
+
+    name: ClassVar[str] = "test_fixed"
+    factor: float = 1.0
+
+    def __call__(self, alpha: float, rank: int) -> float:
+        return self.factor * alpha
+
+
+def test_a_scaling() -> None:
+    for case in LAYERS:
+        check_laws(case.with_config(scaling=Fixed(factor=0.25)))
+    model = weft.attach(nn.Sequential(nn.Linear(6, 6)), LoRAConfig(rank=3, alpha=8, scaling=Fixed(factor=0.25)))
+    assert weft.collect(model).factors["0"].scaling == 2.0
+
+
+# ---- a layer kind ---------------------------------------------------------------------------------------------------
+
+
+class HeadedLinear(nn.Module):
+    """y[..., h, o] = sum over i of x[..., i] W[i, h, o] + b[h, o]: a projection into heads, as some models write it."""
+
+    def __init__(self, width: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.3 * torch.randn(width, heads, size))
+        self.bias = nn.Parameter(torch.randn(heads, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...i,iho->...ho", x, self.weight) + self.bias
+
+
+@register_layer_kind
+class LoRAHeadedLinear(LoRALayer):
+    """The weight as a matrix: (heads * size, width)."""
+
+    kind = "test_headed_linear"
+
+    @classmethod
+    def serves(cls, module: nn.Module) -> bool:
+        return isinstance(module, HeadedLinear)
+
+    @classmethod
+    def shape(cls, module: nn.Module) -> tuple[int, int]:
+        width, heads, size = module.weight.shape
+        return heads * size, width
+
+    @classmethod
+    def layout(cls, module: nn.Module) -> Layout:
+        return Layout("linear")
+
+    @classmethod
+    def matrix(cls, module: nn.Module) -> Tensor:
+        return module.weight.flatten(1).T
+
+    @classmethod
+    def as_weight(cls, module: nn.Module, matrix: Tensor) -> Tensor:
+        return matrix.T.unflatten(1, module.weight.shape[1:])
+
+    def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return ops.linear(x, A, B).unflatten(-1, self.weight.shape[1:])
+
+
+HEADED = (
+    Case("headed_linear", lambda: [HeadedLinear(5, 2, 3)], partial(torch.randn, 2, 4, 5)),
+    Case("headed_linear_in_a_model", lambda: [HeadedLinear(5, 2, 3), nn.Flatten(-2), nn.Linear(6, 4)],
+         partial(torch.randn, 4, 5), LoRAConfig(rank=2, targets="all-linear", bias="adapted")),
+)  # fmt: skip
+
+
+# PiSSA's start is a part of W, which is zero in W + s (B A - B0 A0) alone: it goes with LoRA and no other variant.
+COMBINATIONS = [(weft.LoRA(), weft.Kaiming()), (weft.LoRA(), weft.PiSSA()), (Hadamard(), Orthogonal())]
+
+
+@pytest.mark.parametrize(("variant", "init"), COMBINATIONS, ids=repr)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", HEADED, ids=lambda case: case.name)
+def test_a_layer_kind(case: Case, dtype: torch.dtype, variant: Variant, init: Initializer) -> None:
+    check_laws(case.with_config(variant=variant, init=init), dtype)
+
+
+def test_a_layer_kind_is_found_by_all_linear_and_planned() -> None:
+    plan = weft.plan(HEADED[1].model(), HEADED[1].config)
+    assert [(m.path, m.kind, m.shape) for m in plan.modules] == [
+        ("0", "test_headed_linear", (6, 5)),
+        ("2", "linear", (4, 6)),
+    ]
+
+
+# ---- a file format --------------------------------------------------------------------------------------------------
+
+
+class NumpyFormat:
+    """Everything in one .npz file: arrays, and the configuration as JSON."""
+
+    def recognises(self, path: Path) -> bool:
+        return path.suffix == ".npz"
+
+    def save(self, adapter: Adapter, path: Path) -> Path:
+        arrays: dict[str, np.ndarray] = {f"tensor:{key}": t.float().numpy() for key, t in adapter.tensors.items()}
+        modules = {}
+        for key, factors in adapter.factors.items():
+            arrays |= {f"A:{key}": factors.A.float().numpy(), f"B:{key}": factors.B.float().numpy()}
+            modules[key] = {"scaling": factors.scaling, "layout": asdict(adapter.layouts[key])}
+        base = None if adapter.base is None else adapter.base.to_dict()
+        about = {"config": adapter.config.to_dict(), "modules": modules, "base": base, **adapter.provenance}
+        arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+        unfinished = path.with_suffix(".part")
+        with unfinished.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(unfinished, path)
+        return path
+
+    def load(self, path: Path) -> Adapter:
+        try:
+            arrays: Mapping[str, np.ndarray] = dict(np.load(path, allow_pickle=False))
+            about = json.loads(arrays["about"].tobytes())
+        except (OSError, ValueError, KeyError) as error:
+            raise FormatError(f"{path} is no adapter: {error}") from error
+        factors, layouts = {}, {}
+        for key, module in about["modules"].items():
+            B, A = (torch.from_numpy(arrays[f"{side}:{key}"]) for side in "BA")
+            factors[key] = LowRank(B, A, module["scaling"])
+            layout = module["layout"]
+            layouts[key] = Layout(layout["kind"], tuple(layout["kernel"]), layout["groups"])
+        tensors = {key[7:]: torch.from_numpy(value) for key, value in arrays.items() if key.startswith("tensor:")}
+        base = None if about["base"] is None else weft.fingerprint.Fingerprint.from_dict(about["base"])
+        return Adapter(LoRAConfig.from_dict(about["config"]), factors, layouts, tensors, base)
+
+
+file_formats.register("test_numpy")(NumpyFormat())
+
+
+@pytest.mark.parametrize("case", LAYERS + MODELS + HEADED, ids=lambda case: case.name)
+def test_a_file_format(case: Case, tmp_path: Path) -> None:
+    model, x = adapted(case).eval(), case.input()
+    path = weft.collect(model).save(tmp_path / "adapter.npz", format="test_numpy")
+    fresh = weft.attach(case.model().eval(), weft.load(path))
+    assert identical(output(fresh, x), output(model, x))
+    assert weft.collect(fresh).config == case.config
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter.npz"]
+
+
+def test_a_broken_file_of_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter.npz").write_bytes(b"PK not really")
+    with pytest.raises(FormatError, match=r"adapter\.npz is no adapter"):
+        weft.load(tmp_path / "adapter.npz")
+
+
+# ---- and what registering guards against ----------------------------------------------------------------------------
+
+
+def test_a_name_is_taken_once() -> None:
+    for names, name in ((initializer_names, "pissa"), (variant_names, "lora"), (file_formats, "test_numpy")):
+        with pytest.raises(ConfigError, match=f"{name!r} is registered already"):
+            names.register(name)(object())  # type: ignore[arg-type]
