@@ -1,6 +1,6 @@
 """All benchmarks, one after the other: ``python -m benchmarks`` (or ``make bench``)."""
 
-from benchmarks import merge
+from benchmarks import attach, merge
 
-for benchmark in (merge,):
+for benchmark in (attach, merge):
     benchmark.main()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.merge
 
-peft's unmerge subtracts and does not restore the weights; it is here for its time alone.
+Beside the times it records the share of the weights that one cycle changed: peft subtracts, weft restores.
 """
 
 import peft
@@ -45,6 +45,7 @@ def main(rounds: int = 10) -> None:
     """Measures and records."""
     ours, theirs = with_weft(), with_peft()
     undo_bytes = {}
+    before = [layer.weight.detach().clone() for layer in base()]
 
     def cycle(undo: str) -> None:
         undo_bytes[undo] = weft.merge(ours, undo=undo).undo_bytes  # type: ignore[arg-type]
@@ -57,7 +58,17 @@ def main(rounds: int = 10) -> None:
     found = compare(
         {"peft": peft_cycle, "weft, snapshot": lambda: cycle("snapshot"), "weft, patch": lambda: cycle("patch")}, rounds
     )
-    record("merge", found, width=WIDTH, layers=LAYERS, rank=RANK, undo_bytes=undo_bytes)
+    drift = {
+        "weft": changed(before, [layer.weight for layer in ours]),
+        "peft": changed(before, [layer.base_layer.weight for layer in theirs.base_model.model]),
+    }
+    print("share of the weights changed after all cycles:", {name: f"{share:.2%}" for name, share in drift.items()})
+    record("merge", found, width=WIDTH, layers=LAYERS, rank=RANK, undo_bytes=undo_bytes, drift=drift)
+
+
+def changed(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    """The share of entries that differ."""
+    return sum(int((a != b).sum()) for a, b in zip(before, after, strict=True)) / sum(a.numel() for a in before)
 
 
 if __name__ == "__main__":
