@@ -24,7 +24,7 @@ def test_loss_and_accuracy_are_means_over_label_tokens(
     losses, hits = [], []
     with torch.no_grad():
         for example in data.examples:  # one row at a time, no padding
-            logits = model(torch.tensor([example.input_ids])).logits[0]
+            logits = model(torch.tensor([list(example.input_ids)])).logits[0]
             for place in range(1, len(example.labels)):
                 if example.labels[place] != IGNORED:
                     target = torch.tensor(example.labels[place])

@@ -39,7 +39,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def kill_at(step: int, command: list[str], metrics: Path) -> None:
     """Runs a command, and kills it once it has logged a step."""
     with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while f'"step": {step},' not in (metrics.read_text() if metrics.is_file() else ""):
             assert process.poll() is None, process.stderr and process.stderr.read().decode()
             assert time.monotonic() < deadline

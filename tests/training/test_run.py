@@ -189,6 +189,25 @@ def test_a_run_that_cannot_be_leaves_nothing_behind(
     assert not settings["output"].exists()
 
 
+def test_too_little_memory_is_one_message(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", exhausted)
+    with pytest.raises(TrainingError, match="too little memory for this run; lower batch_size"):
+        run(RunConfig(**settings))
+    assert not settings["output"].exists()
+
+
+def test_a_run_can_be_moved_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
+    first = run(RunConfig(**settings))
+    moved = first.folder.rename(tmp_path / "moved")
+    expected = weights(moved)
+    again = run(RunConfig(**(settings | {"output": moved})), resume=True)
+    assert again.best_step == first.best_step
+    assert same(weights(moved), expected)
+
+
 def test_a_failure_after_a_checkpoint_keeps_it(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills up at the second checkpoint."""
     save = AdapterTrainer.save_model

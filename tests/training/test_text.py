@@ -37,7 +37,7 @@ def learned(example: Example, tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def read(example: Example, tokenizer: PreTrainedTokenizerFast) -> str:
-    return tokenizer.decode(example.input_ids)
+    return tokenizer.decode(list(example.input_ids))
 
 
 def one(write: Write, row: dict[str, Any], tokenizer: PreTrainedTokenizerFast, **options: Any) -> Example:
@@ -71,7 +71,7 @@ def test_the_prompt_is_tokenized_as_generation_will(write: Write, base: Path) ->
         single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
     )
     example = one(write, {"prompt": "ab", "completion": "cd"}, tokenizer)
-    assert example.input_ids[: example.prompt_length] == tokenizer("ab")["input_ids"]
+    assert list(example.input_ids[: example.prompt_length]) == tokenizer("ab")["input_ids"]
     assert example.input_ids.count(tokenizer.bos_token_id) == 1
     # and a long prompt loses its left, but not the mark of the beginning
     short = one(write, {"prompt": "abcdefgh", "completion": "xy"}, tokenizer, max_length=6)
@@ -94,7 +94,7 @@ def test_chat_follows_the_templates_marks(write: Write, chat: Any) -> None:
     assert read(example, tokenizer) == "<user>two?\n<assistant>2<eos>\n<user>three?\n<assistant> 3 <eos>"
     assert learned(example, tokenizer) == "2<eos> 3 <eos>"
     prompt = tokenizer.apply_chat_template(CHAT[:3], add_generation_prompt=True, tokenize=False)
-    assert tokenizer.decode(example.input_ids[: example.prompt_length]) == prompt
+    assert tokenizer.decode(list(example.input_ids[: example.prompt_length])) == prompt
 
 
 def test_chat_without_marks_is_told_from_the_generation_prompt(write: Write, chat: Any) -> None:
@@ -103,7 +103,7 @@ def test_chat_without_marks_is_told_from_the_generation_prompt(write: Write, cha
     assert read(example, tokenizer).endswith("<assistant>\n 3 <end>")
     assert learned(example, tokenizer) == "2<end> 3 <end>"
     prompt = tokenizer.apply_chat_template(CHAT[:3], add_generation_prompt=True, tokenize=False)
-    assert tokenizer.decode(example.input_ids[: example.prompt_length]) == prompt
+    assert tokenizer.decode(list(example.input_ids[: example.prompt_length])) == prompt
 
 
 def test_a_template_without_an_end_of_turn_gets_the_general_one(write: Write, chat: Any) -> None:

@@ -116,7 +116,7 @@ def generate_answers(
     count = min(rows, len(prompted))
     chosen = [prompted[i * len(prompted) // count] for i in range(count)]
     limit = context_length(model)
-    prompts = [example.input_ids[: example.prompt_length] for example in chosen]
+    prompts = [list(example.input_ids[: example.prompt_length]) for example in chosen]
     if limit is not None:
         prompts = [prompt[-max(1, limit - max_new_tokens) :] for prompt in prompts]
     settings = GenerationConfig(
@@ -146,7 +146,7 @@ def generate_answers(
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, example: Example, answer: str) -> Answer:
-    ids, start = example.input_ids, example.prompt_length
+    ids, start = list(example.input_ids), example.prompt_length
     prompt, reference = tokenizer.batch_decode([ids[:start], ids[start:]], skip_special_tokens=True)
     return Answer(prompt, reference.strip(), answer.strip())
 

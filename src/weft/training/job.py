@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,13 +73,14 @@ def run(
         folder.start(config, overwrite=overwrite)
     try:
         return _run(config, folder, base, planned, train_data, eval_data, console)
-    except (TrainingError, OSError) as error:
+    except Exception as error:
         kept = latest(folder.checkpoints)
         if kept is None and not resume:
             folder.clear()
-        if isinstance(error, OSError):
-            raise TrainingError(f"cannot write the run's folder {folder.root}: {error}{_advice(kept)}") from error
-        raise TrainingError(f"{error}{_advice(kept)}") from error
+        reason = _reason(error, folder)
+        if reason is None:
+            raise
+        raise TrainingError(reason + (f" (the last good checkpoint is {kept})" if kept else "")) from error
 
 
 def _run(
@@ -294,7 +294,7 @@ def _check_same(config: RunConfig, folder: RunFolder) -> None:
     if not folder.config.is_file():
         raise ConfigError(f"there is no run to resume in {folder.root}: it has no config.yaml")
     saved = RunConfig.from_yaml(folder.config).model_dump()
-    given = config.model_dump()
+    given = config.model_dump(exclude={"output"})  # the folder may have been moved
     changed = [f"{name} was {saved[name]!r}, is {given[name]!r}" for name in given if given[name] != saved[name]]
     if changed:
         raise ConfigError(
@@ -303,8 +303,16 @@ def _check_same(config: RunConfig, folder: RunFolder) -> None:
         )
 
 
-def _advice(checkpoint: Path | None) -> str:
-    return f" (the last good checkpoint is {checkpoint})" if checkpoint else ""
+def _reason(error: Exception, folder: RunFolder) -> str | None:
+    """What went wrong, for the errors that a run's settings or its disk can cause; None for any other."""
+    if isinstance(error, TrainingError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the device has too little memory for this run; lower batch_size (and raise gradient_accumulation by as "
+            "much), turn gradient_checkpointing on, or lower max_length"
+        )
+    return f"cannot write the run's folder {folder.root}: {error}" if isinstance(error, OSError) else None
 
 
 def _prefixed(result: EvalResult) -> dict[str, Any]:

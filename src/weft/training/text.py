@@ -5,7 +5,8 @@ generation will see.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,8 +66,8 @@ class DataReport:
 class Example:
     """One row as token ids; `labels` are the same ids, and `IGNORED` where no loss is taken."""
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: Sequence[int]
+    labels: Sequence[int]
     truncated: bool = False
 
     @property
@@ -98,7 +99,7 @@ class TextDataset(Dataset[dict[str, list[int]]]):
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         example = self.examples[index]
-        return {"input_ids": example.input_ids, "labels": example.labels}
+        return {"input_ids": list(example.input_ids), "labels": list(example.labels)}
 
     def split(self, share: float, seed: int) -> tuple["TextDataset", "TextDataset"]:
         """Two data sets: the rest, and a share chosen at random by the seed (one row at least).
@@ -167,7 +168,8 @@ def load_text(
             example = shorter
         if all(label == IGNORED for label in example.labels[1:]):
             raise DataError(f"{row.where}: the row is too short; a token is learned from those before it")
-        examples.append(example)
+        # 4 bytes a token instead of a list's 36
+        examples.append(Example(array("i", example.input_ids), array("i", example.labels), example.truncated))
     if not examples:
         raise DataError(f"{source}: all {dropped} rows are longer than max_length = {max_length} tokens; raise it")
     return TextDataset(examples, dropped)
@@ -300,7 +302,7 @@ def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _keep_end(example: Example, length: int, bos: int | None) -> Example | None:
     """The last `length` tokens (after the first token, if it marks the beginning); None if the last answer is cut."""
     head = 1 if bos is not None and example.input_ids[0] == bos else 0
-    ids, labels = example.input_ids, example.labels
+    ids, labels = list(example.input_ids), list(example.labels)
     if len(ids) - example.prompt_length + head >= length:
         return None
     cut = len(ids) - (length - head)

@@ -65,7 +65,7 @@ class AdapterTrainer(Trainer):
         state = state_of(self.attached)
         if not any(state.adapters[name].trainable for name in state.active):
             raise TrainingError(
-                "no trainable adapter is active, so the loss would depend on none; call weft.activate(model, name) first"
+                "no trainable adapter is active, so the loss depends on none; call weft.activate(model, name) first"
             )
         self._gradients_checked = False
         if resume_from_checkpoint is True:
