@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from weft.config import LoRAConfig
+from weft.errors import ConfigError
 from weft.fingerprint import Fingerprint
 from weft.linalg import LowRank
 from weft.registry import Registry
@@ -59,6 +60,11 @@ class Adapter:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     base: Fingerprint | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unequal = self.factors.keys() ^ self.layouts.keys()
+        if unequal:
+            raise ConfigError(f"factors and layouts name different modules, first {min(unequal)!r}; give each one both")
 
     @property
     def num_parameters(self) -> int:

@@ -368,6 +368,21 @@ def test_a_snapshot_restores_whatever_happened_to_the_weight() -> None:
     check_state(model, before)
 
 
+def test_a_weight_replaced_since_the_merge_is_named_and_not_taken_for_restored() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    weft.attach(model, weft.LoRAConfig(rank=2, targets="all-linear"))
+    pretend_training(model)
+    before = state(model)
+    weft.merge(model)
+    merged = model[1].weight
+    model[1].weight = nn.Parameter(merged.detach().clone())
+    with pytest.raises(MergeError, match=r"1: a weight was replaced by another tensor"):
+        weft.unmerge(model)
+    model[1].weight = merged
+    weft.unmerge(model)
+    check_state(model, before)
+
+
 def test_a_base_with_infinite_weights_of_its_own_still_merges() -> None:
     model = nn.Sequential(nn.Linear(5, 7))
     with torch.no_grad():

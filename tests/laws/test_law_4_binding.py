@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import weft
 from weft import Adapter, LowRank
-from weft.errors import BaseMismatchError, BindingError
+from weft.errors import BaseMismatchError, BindingError, ConfigError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -144,6 +144,11 @@ def test_all_problems_are_listed_in_one_error() -> None:
     for problem in chosen:
         assert caught.match(PROBLEMS[problem][1])
     before.check_restored(model)
+
+
+def test_factors_without_a_layout_cannot_be() -> None:
+    with pytest.raises(ConfigError, match=r"factors and layouts name different modules, first '17'"):
+        Adapter(weft.LoRAConfig(), {"17": _pair(7, 5)}, {})
 
 
 def test_a_failure_beside_an_attached_adapter_leaves_that_one_alone() -> None:

@@ -289,6 +289,12 @@ def test_biases_that_cannot_be_trained_beside_the_bases_are_named() -> None:
 
 def test_a_module_cannot_be_adapted_and_trained_whole_at_once() -> None:
     model = Model()
+    weft.attach(model, LoRAConfig(rank=2, targets="q_proj", train_modules=("score",)), name="whole")
+    with pytest.raises(TargetError, match=r"'score' cannot be adapted: another adapter trains .*exclude=\('score',\)"):
+        weft.attach(model, LoRAConfig(rank=2), name="all")
+    weft.attach(model, LoRAConfig(rank=2, exclude=("score",)), name="all")
+    weft.detach(model)
+
     weft.attach(model, LoRAConfig(rank=2, targets="score"), name="factors")
     with pytest.raises(WeftError, match="'score'"):
         weft.attach(model, LoRAConfig(rank=2, targets="q_proj", train_modules=("score",)), name="whole")

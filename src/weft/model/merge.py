@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weft.errors import MergeError, StateError
-from weft.model.modules import adapted_modules, base_parameters, sharing
+from weft.model.modules import adapted_modules, base_modules, base_parameters, sharing
 from weft.model.state import require_unmerged, state_of
 from weft.model.switch import Selection, activate, check_sum, selection
 from weft.model.undo import Patch, Snapshot, Undo
@@ -104,7 +104,8 @@ def unmerge(model: nn.Module, *, missing_ok: bool = False) -> None:
 
     Raises:
         StateError: nothing is merged.
-        MergeError: the merge was final, or a patch does not fit its weight any more: that one is left as it is.
+        MergeError: the merge was final, or a weight was replaced since, or a patch does not fit it any more: that one
+            is left as it is.
     """
     state = state_of(model)
     if state.merged is None:
@@ -118,6 +119,7 @@ def unmerge(model: nn.Module, *, missing_ok: bool = False) -> None:
     for path, module in merged:
         assert isinstance(module.merged, list)
         try:
+            _check_still_there(module, module.merged)
             for each in reversed(module.merged):
                 each.restore()
         except MergeError as error:
@@ -128,6 +130,14 @@ def unmerge(model: nn.Module, *, missing_ok: bool = False) -> None:
         raise MergeError(f"{', '.join(failed)}: {next(iter(failed.values()))}")
     chosen, state.merged = state.merged, None
     activate(model, chosen)
+
+
+def _check_still_there(module: Adapted, log: list[Undo]) -> None:
+    held = {id(t) for _, part in base_modules(module) for t in (*part._parameters.values(), *part._buffers.values())}
+    if any(id(each.target) not in held for each in log):
+        raise MergeError(
+            "a weight was replaced by another tensor since the merge (offloaded, or loaded anew); load the base again"
+        )
 
 
 @contextmanager

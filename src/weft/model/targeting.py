@@ -73,7 +73,7 @@ def choose(
             if reason is None:
                 chosen[path] = pattern or ALL_LINEAR
                 used.update([pattern] if pattern else [])
-            elif pattern is not None:
+            elif pattern is not None or isinstance(module, Adapted):
                 raise TargetError(
                     f"targets: {path!r} cannot be adapted: {reason}; leave it out with exclude=({path!r},)"
                 )

@@ -18,6 +18,10 @@ class Undo(Protocol):
     """What restores one tensor that a merge changed."""
 
     @property
+    def target(self) -> Tensor:
+        """The tensor."""
+
+    @property
     def nbytes(self) -> int:
         """Memory that it holds."""
 
