@@ -7,7 +7,7 @@ in another order each time: the same adapter must give the same bytes. It also l
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weft.errors import FormatError
 
-_DTYPES = {
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -42,29 +42,35 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         FormatError: a dtype that cannot be stored, or a tensor that reads back other than it was written.
         OSError: the disk did not take it.
     """
-    unknown = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in _DTYPES]
+    unknown = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in DTYPE_NAMES]
     if unknown:
         raise FormatError(f"a safetensors file cannot hold {', '.join(unknown)}; convert them first")
     # The widest first, so that each starts at a multiple of its own item's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, natural_order(name)))
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name in names:
-        start, end = end, end + tensors[name].nbytes
-        header[name] = {
-            "dtype": _DTYPES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    entries = [(name, DTYPE_NAMES[t.dtype], t.shape, t.nbytes) for name, t in ((n, tensors[n]) for n in names)]
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
+        file.write(packed_header(entries, metadata))
         for name in names:
             flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)
     _check(path, tensors)
+
+
+def packed_header(entries: Iterable[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str]) -> bytes:
+    """What stands before the tensors: the header's length and the header.
+
+    Args:
+        entries: name, dtype as the format names it, shape, and bytes of each tensor, in the order of the file.
+        metadata: name -> text.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, dtype, shape, nbytes in entries:
+        start, end = end, end + nbytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

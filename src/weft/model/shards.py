@@ -1,8 +1,7 @@
 """A checkpoint folder's safetensors files, read and written one tensor at a time.
 
-The format is 8 bytes with the header's length, a JSON header that gives each tensor's dtype, shape and
-place, and the tensors' bytes one after the other. safetensors' own writer wants every tensor of a file at
-once; the one here takes them one by one, so that a file of any size passes through the memory of one tensor.
+safetensors' own writer wants every tensor of a file at once; the one here takes them one by one, so that a file
+of any size passes through the memory of one tensor.
 """
 
 import json
@@ -17,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weft.errors import FormatError
+from weft.formats.tensor_file import DTYPE_NAMES, packed_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+_FLOATING = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class StoredTensor:
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype of a plain floating-point tensor; None for whole numbers, booleans and quantised forms."""
-        return _DTYPES.get(self.dtype_name)
+        return _FLOATING.get(self.dtype_name)
 
 
 @dataclass(frozen=True)
@@ -122,19 +121,9 @@ def write_shard(
         metadata: for the header.
     """
     written = [_as_dtype(tensor, path.name, dtype) for tensor in tensors.values()]
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for tensor in written:
-        start, end = end, end + tensor.nbytes
-        header[tensor.name] = {
-            "dtype": tensor.dtype_name,
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    entries = [(tensor.name, tensor.dtype_name, tensor.shape, tensor.nbytes) for tensor in written]
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(packed_header(entries, metadata))
         for source, target in zip(tensors.values(), written, strict=True):
             data = value(source).detach().contiguous().flatten().view(torch.uint8).numpy()
             if data.nbytes != target.nbytes:
