@@ -92,7 +92,7 @@ def test_an_optimizer_made_before_still_holds_the_base() -> None:
 
 
 def test_hooks_fire_as_before_and_once() -> None:
-    model, x = nn.Sequential(nn.Linear(5, 7)), torch.randn(3, 5)
+    model, x = nn.Sequential(nn.Linear(5, 7)), torch.randn(3, 5, requires_grad=True)
     calls: list[str] = []
     model[0].register_forward_pre_hook(lambda module, args: calls.append("before"))
     model[0].register_forward_hook(lambda module, args, y: calls.append("after"))

@@ -151,11 +151,10 @@ def test_pissa_merges_to_the_difference_from_its_start() -> None:
     assert identical(model[0].weight, before["0.weight"])
 
 
-# Reported by the merge itself; a realistic update is a few percent of the weight's size.
-@pytest.mark.parametrize(
-    ("dtype", "low", "high"), [(torch.float32, 0.0, 0.35), (torch.bfloat16, 0.0, 0.15), (torch.float16, 0.0, 0.15)]
-)
-def test_the_undo_log_is_measured(dtype: torch.dtype, low: float, high: float) -> None:
+# An update of 2% to 4% of the weight's size, as training makes it: DESIGN's 0.5 to 5% of the entries, each kept with its
+# place (int32).
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_undo_log_is_measured(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(256, 256, bias=False)).to(dtype)
     weft.attach(model, weft.LoRAConfig(rank=8, alpha=16, targets="0"))
     with torch.no_grad():
@@ -164,7 +163,8 @@ def test_the_undo_log_is_measured(dtype: torch.dtype, low: float, high: float) -
     assert whole.undo_bytes == whole.weight_bytes == 256 * 256 * dtype.itemsize
     weft.unmerge(model)
     patch = weft.merge(model, undo="patch")
-    assert low < patch.undo_bytes / patch.weight_bytes < high
+    entries = patch.undo_bytes / (dtype.itemsize + 4) / (256 * 256)
+    assert 0.005 < entries < 0.05
     weft.unmerge(model)
     final = weft.merge(model, undo=None)
     assert final.undo_bytes == 0
