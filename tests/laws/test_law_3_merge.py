@@ -151,8 +151,8 @@ def test_pissa_merges_to_the_difference_from_its_start() -> None:
     assert identical(model[0].weight, before["0.weight"])
 
 
-# An update of 2% to 4% of the weight's size, as training makes it: DESIGN's 0.5 to 5% of the entries, each kept with its
-# place (int32).
+# An update of 2% to 4% of the size of the weight, as training makes it: 0.5 to 5% of the entries are kept, each with
+# its place (int32).
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_undo_log_is_measured(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(256, 256, bias=False)).to(dtype)
