@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest_plugins = ("tiny_base",)
+
 # Slow machines are not failures.
 settings.register_profile("weft", deadline=None, derandomize=True)
 settings.load_profile("weft")

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from weft.training import TextDataset, evaluate, load_text
 from weft.training.evaluation import generate_answers
-from weft.training.text import IGNORED
+from weft.data.text import IGNORED
 
 
 @pytest.fixture

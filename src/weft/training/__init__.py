@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from weft.training.config import RunConfig
 
 if TYPE_CHECKING:
+    from weft.data.text import TextDataset, load_text
     from weft.training.base import Base, load_base
     from weft.training.evaluation import EvalResult, evaluate
     from weft.training.job import run
     from weft.training.result import RunResult
-    from weft.training.text import TextDataset, load_text
     from weft.training.trainer import AdapterTrainer
 
 __all__ = [
@@ -31,19 +31,19 @@ __all__ = [
 
 # transformers takes seconds to import, so what needs it is imported when it is first asked for.
 _HOMES = {
-    "AdapterTrainer": "trainer",
-    "Base": "base",
-    "EvalResult": "evaluation",
-    "RunResult": "result",
-    "TextDataset": "text",
-    "evaluate": "evaluation",
-    "load_base": "base",
-    "load_text": "text",
-    "run": "job",
+    "AdapterTrainer": "weft.training.trainer",
+    "Base": "weft.training.base",
+    "EvalResult": "weft.training.evaluation",
+    "RunResult": "weft.training.result",
+    "TextDataset": "weft.data.text",
+    "evaluate": "weft.training.evaluation",
+    "load_base": "weft.training.base",
+    "load_text": "weft.data.text",
+    "run": "weft.training.job",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'weft.training' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"weft.training.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

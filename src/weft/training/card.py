@@ -1,9 +1,9 @@
 """The card of a trained adapter: base, data, settings, results, and how to use it."""
 
+from weft.data.text import DataReport
 from weft.training.config import RunConfig
 from weft.training.evaluation import EvalResult
 from weft.training.result import RunResult
-from weft.training.text import DataReport
 
 _SHOWN = (
     "rank", "alpha", "dropout", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "train_modules",

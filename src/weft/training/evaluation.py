@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from weft.training.text import IGNORED, Collator, Example, TextDataset, context_length, pad_id
+from weft.data.text import IGNORED, Collator, Example, TextDataset, context_length, pad_id
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def generate_answers(
         do_sample=False,
         max_new_tokens=max_new_tokens if limit is None else min(max_new_tokens, limit - 1),
         pad_token_id=pad_id(tokenizer),
-        eos_token_id=_end_ids(model, tokenizer),
+        eos_token_id=end_ids(model, tokenizer),
         use_cache=True,
     )
     answers: dict[int, str] = {}
@@ -167,7 +167,7 @@ def _text_metrics(answers: list[Answer]) -> dict[str, float]:
     }
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer: the tokenizer's, and those that the model's generation settings name."""
     settings = model.generation_config
     ends = settings.eos_token_id if settings is not None else None

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from weft.analysis.plots import plot_losses
+from weft.data.text import Collator, Columns, TextDataset, context_length, load_text, pad_id
 from weft.errors import ConfigError, TrainingError
 from weft.model import attach, collect, plan
 from weft.model.plan import Plan
@@ -30,7 +31,6 @@ from weft.training.evaluation import EvalResult, evaluate
 from weft.training.folder import FINAL, RunFolder, write_whole
 from weft.training.progress import LogBeforeSaving, MetricsWriter, ProgressBar, StepTimer
 from weft.training.result import RunResult
-from weft.training.text import Collator, Columns, TextDataset, context_length, load_text, pad_id
 from weft.training.trainer import AdapterTrainer
 
 __all__ = ["run"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weft.data.text import DataReport
 from weft.training.evaluation import EvalResult
-from weft.training.text import DataReport
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
+from weft.data.rows import read_rows
 from weft.errors import DataError
-from weft.training.rows import read_rows
 
 ROWS = [{"prompt": "a", "completion": "1"}, {"prompt": "b,c", "completion": "007"}]
 

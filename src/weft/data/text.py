@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from weft.data.chat import chat_segments
+from weft.data.rows import Row, read_rows
 from weft.errors import ConfigError, DataError, nearest
-from weft.training.chat import chat_segments
-from weft.training.rows import Row, read_rows
 
 IGNORED = -100  # the label on which transformers takes no loss
 

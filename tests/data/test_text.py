@@ -6,8 +6,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from weft.data.text import IGNORED, Collator, Columns, Example, load_text
 from weft.errors import ConfigError, DataError
-from weft.training.text import IGNORED, Collator, Columns, Example, load_text
 
 Write = Callable[..., Path]
 
