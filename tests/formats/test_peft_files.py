@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 import weft
 from weft.errors import FormatError
 from weft.fingerprint import fingerprint
+from weft.formats.peft_config import PeftScaling
 
 Q = "base_model.model.layers.0.q"
 FACTORS = {f"{Q}.lora_A.weight": torch.ones(2, 3), f"{Q}.lora_B.weight": torch.ones(4, 2)}
@@ -367,6 +370,31 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     exec(_SCRIPT, {})  # in this process, whose hash seed is another
     for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
         assert (here / name).read_bytes() == (there / name).read_bytes(), name
+
+
+_SHORT = st.text("ab._1", min_size=1, max_size=4)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(_SHORT | st.sampled_from(["^a", "a|b", "[ab].1", ".*", "a.?b"]), max_size=6, unique=True),
+    st.lists(_SHORT, min_size=1, max_size=3).map(".".join),
+)
+def test_a_pattern_gives_each_path_the_value_that_peft_gives_it(keys: list[str], path: str) -> None:
+    alphas = {key: float(place + 2) for place, key in enumerate(keys)}
+    expected = alphas.get(get_pattern_key(list(alphas), path), 1.0)
+    assert PeftScaling({"r": 1, "lora_alpha": 1.0, "alpha_pattern": alphas})(path, 1) == expected
+
+
+def test_many_modules_with_ranks_of_their_own_take_seconds(tmp_path: Path) -> None:
+    paths = [f"layers.{i}.experts.{j}.{name}" for i in range(10) for j in range(100) for name in ("up", "down")]
+    ranks = {path: 1 + place % 3 for place, path in enumerate(paths)}
+    factors = {path: weft.LowRank(torch.ones(4, rank), torch.ones(rank, 4), 1.0) for path, rank in ranks.items()}
+    start = time.process_time()
+    folder = _adapter(factors=factors, layouts=dict.fromkeys(paths, weft.Layout())).save(tmp_path / "adapter")
+    loaded = weft.load(folder)
+    assert time.process_time() - start < 5  # trying each key on each module takes longer
+    assert {path: value.rank for path, value in loaded.factors.items()} == ranks
 
 
 def test_layers_come_in_their_natural_order(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ _ADVICE = {
     "ensure_weight_tying": "save it with the tied modules named one by one in target_modules or modules_to_save",
 }
 
-# Names without signs that a regular expression reads otherwise; a dot matches itself, and any other sign.
-_PLAIN_NAME, _PLAIN_PATH = re.compile(r"[\w-]+"), re.compile(r"[\w.-]+")
+# A path without signs that a regular expression reads otherwise; a dot matches itself, and any other sign.
+_PLAIN_PATH = re.compile(r"[\w.-]+")
 
 # Initializers that subtract the starting B A from the base's weight, when training starts and whenever PEFT loads.
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -166,19 +166,44 @@ class PeftScaling:
 
 
 class _Pattern:
-    """A rank_pattern or alpha_pattern."""
+    """A rank_pattern or alpha_pattern, indexed: with one key a module, trying each on each would be slow.
+
+    Most keys hold no signs of a regular expression but the dot, which matches any one sign. Such a key matches a
+    path that ends with its parts, one sign apart; so keys are found by their parts, for each sequence of lengths.
+    """
 
     def __init__(self, pattern: Mapping[str, Any]) -> None:
-        # A key without signs of a regular expression ends in a name that the path must end with: a quick first look.
-        self._keys = [
-            (key.rpartition(".")[2] if _PLAIN_PATH.fullmatch(key) else "", re.compile(rf"(.*\.)?({key})$"), key, value)
-            for key, value in pattern.items()
-        ]
+        self._values = list(pattern.values())
+        self._keys = list(pattern)
+        self._by_parts: dict[tuple[int, ...], dict[tuple[str, ...], int]] = {}
+        self._others: list[tuple[re.Pattern[str], int]] = []
+        for place, key in enumerate(pattern):
+            if _PLAIN_PATH.fullmatch(key):
+                parts = tuple(key.split("."))
+                self._by_parts.setdefault(tuple(map(len, parts)), {})[parts] = place
+            else:
+                self._others.append((re.compile(rf"(.*\.)?({key})$"), place))
 
     def first(self, path: str) -> tuple[str, Any] | None:
         """The first key that matches `path`, with its value."""
-        hits = ((key, value) for end, regex, key, value in self._keys if path.endswith(end) and regex.match(path))
-        return next(hits, None)
+        place = min(self._places(path), default=None)
+        return None if place is None else (self._keys[place], self._values[place])
+
+    def matching(self, path: str) -> list[str]:
+        """All keys that match `path`."""
+        return [self._keys[place] for place in self._places(path)]
+
+    def _places(self, path: str) -> Iterator[int]:
+        for lengths, keys in self._by_parts.items():
+            start = len(path) - sum(lengths) - len(lengths) + 1
+            if start == 0 or (start > 0 and path[start - 1] == "."):
+                parts = []
+                for length in lengths:
+                    parts.append(path[start : start + length])
+                    start += length + 1
+                if tuple(parts) in keys:
+                    yield keys[tuple(parts)]
+        yield from (place for regex, place in self._others if regex.match(path))
 
 
 def lora_config(values: Mapping[str, Any], paths: Iterable[str], train_modules: tuple[str, ...]) -> LoRAConfig:
@@ -283,22 +308,20 @@ def _exact_pattern(wanted: Mapping[str, Any], otherwise: Any) -> dict[str, Any]:
     by_name: dict[str, set[Any]] = {}
     for path, value in wanted.items():
         by_name.setdefault(path.rpartition(".")[2], set()).add(value)
+    plain = _Pattern({path: None for path in wanted if _PLAIN_PATH.fullmatch(path)})
+    ambiguous = {key for path in wanted for key in plain.matching(path) if key != path}
     pattern = {}
     for path, value in wanted.items():
         name = path.rpartition(".")[2]
-        if value != otherwise:
-            alone = len(by_name[name]) == 1 and _PLAIN_NAME.fullmatch(name)
-            pattern[name if alone else _exact_key(path, wanted)] = value
+        if value == otherwise:
+            continue
+        if len(by_name[name]) == 1 and _PLAIN_PATH.fullmatch(name):
+            pattern[name] = value
+        elif _PLAIN_PATH.fullmatch(path) and path not in ambiguous:
+            pattern[path] = value
+        else:
+            pattern[f"^{re.escape(path)}"] = value
     return pattern
-
-
-def _exact_key(path: str, paths: Iterable[str]) -> str:
-    """A key that matches `path` and none of the other `paths`."""
-    name = path.rpartition(".")[2]
-    alone = _PLAIN_PATH.fullmatch(path) and not any(
-        other != path and other.endswith(name) and re.match(rf"(.*\.)?({path})$", other) for other in paths
-    )
-    return path if alone else f"^{re.escape(path)}"
 
 
 def _exact_targets(paths: list[str]) -> list[str] | str:
