@@ -249,8 +249,9 @@ def _answer(
     import torch
     from transformers import GenerationConfig, TextStreamer
 
+    from weft.data.text import context_length, pad_id
     from weft.model import activate, adapter_names
-    from weft.training.text import context_length, pad_id
+    from weft.training.evaluation import end_ids
 
     model, tokenizer = resident.model, resident.tokenizer
     limit = context_length(model)
@@ -271,7 +272,7 @@ def _answer(
         do_sample=not sampling.greedy,
         max_new_tokens=room,
         pad_token_id=pad_id(tokenizer),
-        eos_token_id=_ends(resident),
+        eos_token_id=end_ids(model, tokenizer),
         **chosen,
     )
     if adapter_names(model):
@@ -290,11 +291,3 @@ def _answer(
     text = tokenizer.decode(new, skip_special_tokens=True)
     assert isinstance(text, str)  # one row in, one text out
     return Answer(adapter, text, len(new), seconds, len(new) / seconds)
-
-
-def _ends(resident: "Base") -> list[int]:
-    """Every token that ends an answer: the tokenizer's, and those that the model's generation settings name."""
-    settings = resident.model.generation_config
-    ends = settings.eos_token_id if settings is not None else None
-    own = ends if isinstance(ends, list) else [ends]
-    return sorted({end for end in [*own, resident.tokenizer.eos_token_id] if end is not None})
