@@ -29,11 +29,11 @@ def evaluate(
 ) -> None:
     """Evaluate the base and each adapter: loss (nats per learned token), accuracy, and greedy answers."""
     import weft
+    from weft.data.text import Columns, context_length
     from weft.errors import ConfigError
     from weft.training import evaluate as evaluate_model
     from weft.training import load_base, load_text
     from weft.training.card import metric_rows
-    from weft.training.text import Columns, context_length
 
     quiet_transformers()
     loaded = load_base(base)
