@@ -1,11 +1,11 @@
 """weft: plan, train, look at, combine, merge, switch and serve LoRA adapters.
 
-import weft
+The main path, on any `nn.Module`:
 
-weft.attach(model, weft.LoRAConfig(rank=16))
-...                                             # train weft.trainable_parameters(model)
-weft.collect(model).save("my-adapter")
-weft.attach(other_model, weft.load("my-adapter"))
+    weft.attach(model, weft.LoRAConfig(rank=16))
+    ...                                             # train weft.trainable_parameters(model)
+    weft.collect(model).save("my-adapter")
+    weft.attach(other_model, weft.load("my-adapter"))
 """
 
 import importlib

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from weft.data.text import IGNORED
 from weft.training import TextDataset, evaluate, load_text
 from weft.training.evaluation import generate_answers
-from weft.data.text import IGNORED
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 import weft
+from weft.data.text import Collator
 from weft.errors import BaseMismatchError, BindingError, FormatError, StateError, TrainingError
 from weft.training import AdapterTrainer, TextDataset, load_text
 from weft.training.checkpoint import latest, load_state, save_state, trained_tensors
-from weft.data.text import Collator
 from weft.training.trainer import EpochLengthSampler
 
 CONFIG = weft.LoRAConfig(rank=2, dropout=0.1, init=weft.PiSSA())

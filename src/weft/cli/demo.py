@@ -12,6 +12,9 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder for data, runs, pictures and adapters.")
     ] = Path("weft-demo"),
+    rows: Annotated[
+        int, typer.Option(min=2, help="Rows to train each adapter on, at most: fewer are faster, and teach less.")
+    ] = 1500,
 ) -> None:
     """Train two adapters on the bundled base, compare, switch and merge them.
 
@@ -27,4 +30,4 @@ def demo(
     from weft.demo.run import demo as run_demo
 
     quiet_transformers()
-    run_demo(output)
+    run_demo(output, rows)

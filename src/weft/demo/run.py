@@ -38,8 +38,8 @@ class Trained:
         return (self.result.adapter / "adapter_model.safetensors").stat().st_size
 
 
-def demo(output: Path) -> None:
-    """Runs the demo; its data, runs and pictures stay under `output`.
+def demo(output: Path, most_rows: int) -> None:
+    """Runs the demo, on `most_rows` rows a task; its data, runs and pictures stay under `output`.
 
     Raises:
         WeftError: a part of it failed; the message says which.
@@ -58,7 +58,7 @@ def demo(output: Path) -> None:
     )
     trained = []
     for task in TASKS:
-        files = task.write(rows, output / "data")
+        files = task.write(rows, output / "data", most_rows)
         console.print(f"\n[bold]Training [magenta]{task.name}[/][/] ({task.title}), as [cyan]weft train[/] does it:")
         result = run(_settings(task, files, output), overwrite=True, console=console)
         trained.append(Trained(task, load_text(files[1], base.tokenizer), result))

@@ -9,7 +9,7 @@ from pathlib import Path
 from weft.demo.stdlib import Function
 
 _SOURCE_LINES, _SOURCE_CHARACTERS = 16, 600
-_TRAINED, _EVALUATED = 1500, 200  # rows: enough to learn from in a minute or two on two CPU cores
+_EVALUATED = 200
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,11 @@ class Task:
     prompt: Callable[[Function], str]
     completion: Callable[[Function], str]
 
-    def write(self, functions: Sequence[Function], folder: Path, seed: int = 0) -> tuple[Path, Path]:
-        """Writes the task's rows as JSONL under `folder`; returns the files for training and for evaluation.
+    def write(self, functions: Sequence[Function], folder: Path, most: int, seed: int = 0) -> tuple[Path, Path]:
+        """Writes the task's rows as JSONL under `folder`, `most` rows to train on and 200 to evaluate on at most.
 
-        Rows are shuffled; no row of a module that is evaluated is trained on, nor is a row twice in a file.
+        Returns the file for training and that for evaluation. Rows are shuffled; no row of a module that is evaluated
+        is trained on, nor is a row twice in a file.
         """
         folder.mkdir(parents=True, exist_ok=True)
         files = []
@@ -32,7 +33,7 @@ class Task:
             own = [f for f in functions if f.is_held_out == held_out and len(f.source) <= 4 * _SOURCE_CHARACTERS]
             rows = list(dict.fromkeys((self.prompt(f), self.completion(f)) for f in own))
             random.Random(seed).shuffle(rows)
-            kept = rows[: _EVALUATED if held_out else _TRAINED]
+            kept = rows[: min(_EVALUATED, most) if held_out else most]
             lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in kept]
             files.append(folder / f"{self.name}-{split}.jsonl")
             files[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
