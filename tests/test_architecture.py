@@ -17,10 +17,11 @@ LAYERS = [
     {"demo"},
     {"tasks", "serving", "library"},
     {"training", "memory"},
-    {"model", "analysis", "algebra", "formats", "data"},
+    {"model"},
+    {"analysis", "algebra", "formats", "data"},
     {"variants"},
     {"nn", "init"},
-    {"ops", "adapter", "config", "fingerprint"},
+    {"ops", "adapter", "config", "fingerprint", "patterns"},
     {"linalg", "registry", "errors", "bundled"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

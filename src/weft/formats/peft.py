@@ -23,7 +23,7 @@ from weft.formats.peft_keys import Pair, peft_keys, peft_pair, peft_tensor_key, 
 from weft.formats.peft_metadata import own_facts, read_own_facts
 from weft.formats.tensor_file import read_tensors, write_tensors
 from weft.linalg import LowRank
-from weft.model.patterns import first_match
+from weft.patterns import first_match
 
 CONFIG, WEIGHTS, PICKLE, CARD = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"
 

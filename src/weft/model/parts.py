@@ -14,12 +14,12 @@ from weft.errors import BindingError, ConfigError, StateError, TargetError
 from weft.init import start_factors
 from weft.linalg import LowRank
 from weft.model.modules import base_modules, sharing
-from weft.model.patterns import first_match
 from weft.model.plan import Plan, PlannedModule
 from weft.nn import Adapted, BiasLayer, Factors, ReplacedModule, TrainedBias, VariantRule, layer_kind_of, unweave
 from weft.nn.bank import foreign_forward
 from weft.nn.offload import onboard
 from weft.nn.replaced import replacing, trained_copy
+from weft.patterns import first_match
 from weft.variants import rule_for
 
 

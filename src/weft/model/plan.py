@@ -9,9 +9,9 @@ from torch import nn
 from weft.config import LoRAConfig
 from weft.errors import TargetError
 from weft.model.modules import base_modules, base_parameters
-from weft.model.patterns import first_match, matches, nothing_matched
 from weft.model.targeting import add_sharing_modules, choose, further_biases, trained_modules
 from weft.nn import layer_kind_of
+from weft.patterns import first_match, matches, nothing_matched
 
 _BYTES = 4  # factors are trained and saved in float32
 

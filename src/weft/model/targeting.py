@@ -6,9 +6,9 @@ from torch import nn
 from weft.config import ALL_LINEAR, LoRAConfig
 from weft.errors import TargetError
 from weft.model.modules import base_modules, output_heads, sharing
-from weft.model.patterns import block_index, first_match, matches, nothing_matched
 from weft.nn import Adapted, BiasLayer, LoRALayer, ReplacedModule, layer_kind_of
 from weft.nn.bank import foreign_forward
+from weft.patterns import block_index, first_match, matches, nothing_matched
 
 
 def trained_modules(modules: list[tuple[str, nn.Module]], config: LoRAConfig) -> list[str]:
