@@ -317,7 +317,7 @@ def test_a_header_that_weft_did_not_write_is_refused(change: str, message: str, 
         ({"tensors": {"q.bias": torch.ones(0)}}, r"base_model\.model\.q\.bias: it has no values, shape \(0\)"),
         ({"tensors": {"q.bias": torch.ones(3, device="meta")}}, r"q\.bias: it has no values, shape \(3\)"),
         ({"tensors": {"q.bias": torch.ones(3, dtype=torch.complex64)}}, "complex64"),
-        ({"provenance": {"when": object()}}, "must be plain values"),
+        ({"provenance": {"when": Path}}, "must be plain values"),
         (
             {
                 "factors": {"lora_A": weft.LowRank(torch.ones(4, 2), torch.ones(2, 3))},
