@@ -12,10 +12,9 @@ from weft.demo.stdlib import functions
 ROWS = 400
 
 
-def main() -> None:
-    """Writes the rows."""
+def main(path: Path = Path(__file__).with_name("instruct.jsonl")) -> None:
+    """Writes the rows to `path`."""
     chosen = random.Random(0).sample(functions(), ROWS)
-    path = Path(__file__).with_name("instruct.jsonl")
     with path.open("w", encoding="utf-8") as file:
         for f in chosen:
             question = {"role": "user", "content": f"What does {f.name} in {f.module} do?"}
