@@ -10,9 +10,10 @@ from pathlib import Path
 from weft.demo.stdlib import functions
 
 ROWS = 400
+OUTPUT = Path(__file__).with_name("instruct.jsonl")
 
 
-def main(path: Path = Path(__file__).with_name("instruct.jsonl")) -> None:
+def main(path: Path = OUTPUT) -> None:
     """Writes the rows to `path`."""
     chosen = random.Random(0).sample(functions(), ROWS)
     with path.open("w", encoding="utf-8") as file:
