@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
     "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 VOCABULARY, CONTEXT, BATCH = 6144, 512, 8
-PEAK_MUON, PEAK_ADAMW, WARMUP, DECAY = 0.02, 3e-3, 0.02, 0.45  # the last two are shares of the time
+PEAK_MUON, PEAK_ADAMW, WARMUP = 0.02, 3e-3, 0.02  # the last one is a share of the time
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -94,9 +94,9 @@ def loss_of(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-def schedule(share: float) -> float:
-    """The learning rate's factor when `share` of the time has passed."""
-    return min(1.0, share / WARMUP, max(0.0, (1 - share) / DECAY))
+def schedule(share: float, decay: float) -> float:
+    """The learning rate's factor when `share` of the time has passed; it falls in the last `decay` of it."""
+    return min(1.0, share / WARMUP, max(0.0, (1 - share) / decay))
 
 
 class Muon(torch.optim.Optimizer):
@@ -133,9 +133,18 @@ def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 def train(
-    model: LlamaForCausalLM, data: torch.Tensor, held_out: torch.Tensor, minutes: float, reached: int
+    model: LlamaForCausalLM,
+    data: torch.Tensor,
+    held_out: torch.Tensor,
+    reached: int,
+    minutes: float,
+    rate: float,
+    decay: float,
 ) -> dict[str, float]:
-    """Trains for `minutes` on the rows from `reached` on; prints the loss; returns the figures of the run."""
+    """Trains for `minutes` on the rows from `reached` on; prints the loss; returns the figures of the run.
+
+    `rate` multiplies both peak learning rates; `decay` is the share of the time in which they fall to zero.
+    """
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -156,7 +165,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * schedule(share)
+                group["lr"] = rate * group["peak"] * schedule(share, decay)
             optimizer.step()
             optimizer.zero_grad()
         step, seen = step + 1, seen + BATCH * CONTEXT
@@ -166,7 +175,7 @@ def train(
             print(f"step {step}  {share:6.1%}  loss {smooth:.3f}  {rate:.0f} tokens/s", flush=True)
         if step % 400 == 0:
             print(f"step {step}  held-out loss {mean_loss(model, held_out[:64]):.4f}", flush=True)
-    return {"steps": step, "tokens": seen, "minutes": minutes}
+    return {"steps": step, "tokens": seen, "minutes": minutes, "rate": rate, "decay": decay}
 
 
 def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str) -> dict[str, float]:
@@ -191,6 +200,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of the text collection")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--minutes", type=float, default=80)
+    parser.add_argument("--rate", type=float, default=1.0, help="multiplies the peak learning rates")
+    parser.add_argument("--decay", type=float, default=0.45, help="the last share of the time, in which they fall")
     parser.add_argument("--continue-from", type=Path, help="the output of an earlier run, to train it further")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -210,7 +221,10 @@ def main() -> None:
     print(f"{model.num_parameters():,} parameters, {available:,} tokens", flush=True)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(arguments.seed))
     reached = sum(run["tokens"] for run in earlier) // CONTEXT
-    runs = [*earlier, train(model, data[order], held_out_blocks, arguments.minutes, reached)]
+    runs = [
+        *earlier,
+        train(model, data[order], held_out_blocks, reached, arguments.minutes, arguments.rate, arguments.decay),
+    ]
     figures: dict[str, object] = {
         "parameters": model.num_parameters(),
         "characters_per_token": sum(map(len, training)) / available,
