@@ -171,8 +171,8 @@ def train(
         step, seen = step + 1, seen + BATCH * CONTEXT
         smooth = loss.item() if step == 1 else 0.95 * smooth + 0.05 * loss.item()
         if step % 20 == 0:
-            rate = seen / (time.monotonic() - start)
-            print(f"step {step}  {share:6.1%}  loss {smooth:.3f}  {rate:.0f} tokens/s", flush=True)
+            speed = seen / (time.monotonic() - start)
+            print(f"step {step}  {share:6.1%}  loss {smooth:.3f}  {speed:.0f} tokens/s", flush=True)
         if step % 400 == 0:
             print(f"step {step}  held-out loss {mean_loss(model, held_out[:64]):.4f}", flush=True)
     return {"steps": step, "tokens": seen, "minutes": minutes, "rate": rate, "decay": decay}
