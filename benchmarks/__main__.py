@@ -1,6 +1,6 @@
 """All benchmarks, one after the other: ``python -m benchmarks`` (or ``make bench``)."""
 
-from benchmarks import attach, merge
+from benchmarks import attach, layer, merge
 
-for benchmark in (attach, merge):
+for benchmark in (attach, layer, merge):
     benchmark.main()

@@ -1,11 +1,14 @@
 """Linear layers: torch's and every subclass of it, and GPT-2's Conv1D, which stores the transpose."""
 
+from types import MethodType
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weft import ops
 from weft.adapter import Layout
+from weft.nn.bank import Adapted
 from weft.nn.base import LoRALayer, differs_from_base, register_layer_kind
 
 
@@ -46,6 +49,11 @@ class LoRALinear(LoRALayer):
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return ops.linear(x, A, B)
 
+    def add_product(self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        base_forward = super(Adapted, self).forward  # torch's own writes a new tensor, and keeps nothing of it
+        own = isinstance(base_forward, MethodType) and base_forward.__func__ is nn.Linear.forward
+        return ops.add_linear(output, x, A, B, scaling, own)
+
 
 @register_layer_kind
 class LoRATransposedLinear(LoRALayer):
@@ -81,3 +89,6 @@ class LoRATransposedLinear(LoRALayer):
 
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return ops.linear(x, A, B)
+
+    def add_product(self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        return ops.add_linear(output, x, A, B, scaling, own=False)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from weft.config import LoRA
@@ -16,7 +15,7 @@ class LoRARule:
 
     def output(self, layer: LoRALayer, output: Tensor, x: Tensor, factors: Factors, scale: float) -> Tensor:
         """output + s B A x."""
-        return torch.add(output, layer.update(x, factors).to(output.dtype), alpha=scale * factors.scaling)
+        return layer.add_update(output, x, factors, scale * factors.scaling)
 
     def weight(self, layer: LoRALayer, weight: Tensor, factors: Factors, scale: float) -> Tensor:
         """weight + s B A, in place of `weight`."""

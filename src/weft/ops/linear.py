@@ -1,0 +1,92 @@
+"""The adapter's branch of a linear layer, added to the base's output with no temporary of the output's size.
+
+For y0 (T, out), x (T, in), A (r, in), B (out, r):
+
+    h = x A^T                    (T, r)      saved
+    y = y0 + s h B^T             (T, out)    one accumulating product; s is folded in
+
+and from g = dL/dy, with k = g B (T, r):
+
+    dy0 = g      dx = s k A      dA = s k^T x      dB = s g^T h
+
+The eager form (`reference.linear`, scaled and added) writes h B^T, reads it again to add it, and in the backward pass
+writes s g: three passes over (T, out) that are not here.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from weft.ops import reference
+
+__all__ = ["add_linear"]
+
+# Below this many output values the fixed cost of an autograd Function in Python, some tens of microseconds, is more
+# than the passes that it saves (benchmarks/layer.py).
+_SMALL = 2**16
+
+
+def add_linear(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, own: bool) -> Tensor:
+    """y + s (x A^T) B^T.
+
+    Equal to the reference up to rounding, in value and gradient; can be differentiated once (a second time raises).
+
+    Args:
+        y: (..., out), the base's output.
+        x: (..., in), the layer's input.
+        A: (r, in).
+        B: (out, r).
+        scaling: s.
+        own: whether y is the caller's to overwrite: nothing else reads it, nor was it saved for a backward pass.
+
+    Returns:
+        (..., out), in the dtype of y; y itself if it could be overwritten.
+    """
+    if y.numel() < _SMALL or torch.compiler.is_compiling():  # a compiler fuses the passes by itself
+        return torch.add(y, reference.linear(x, A, B).to(y.dtype), alpha=scaling)
+    # Under autocast y has the product's dtype; the factors are small, and cast to it. x is cast only there.
+    x, A, B = x.to(y.dtype), A.to(y.dtype), B.to(y.dtype)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, A, B)):
+        result: Tensor = _AddLinear.apply(y, x, A, B, scaling, own)  # type: ignore[no-untyped-call]
+        return result
+    return _add(y, x.reshape(-1, x.shape[-1]) @ A.T, B, scaling, own)
+
+
+def _add(y: Tensor, h: Tensor, B: Tensor, scaling: float, own: bool) -> Tensor:
+    rows = y.reshape(-1, y.shape[-1])  # (T, out)
+    if own and rows.data_ptr() == y.data_ptr():
+        rows.addmm_(h, B.T, alpha=scaling)
+        return y
+    return torch.addmm(rows, h, B.T, alpha=scaling).view(y.shape)
+
+
+class _AddLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, own: bool) -> Tensor:
+        h = x.reshape(-1, x.shape[-1]) @ A.T
+        ctx.save_for_backward(x, h, A, B)
+        ctx.scaling = scaling
+        result = _add(y, h, B, scaling, own)
+        if result is y:
+            ctx.mark_dirty(y)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, A, B = ctx.saved_tensors
+        need_y, need_x, need_A, need_B = ctx.needs_input_grad[:4]
+        rows = g.reshape(-1, g.shape[-1])  # (T, out)
+        k = rows @ B if need_x or need_A else None  # (T, r)
+        dx = dA = dB = None
+        if k is not None:
+            k *= ctx.scaling  # the smallest place to scale
+            if need_x:
+                dx = (k @ A).view(x.shape)
+            if need_A:
+                dA = k.T @ x.reshape(-1, x.shape[-1])
+        if need_B:
+            dB = (h.T @ rows).T * ctx.scaling  # as (r, out): the transposed product is several times slower
+        return g if need_y else None, dx, dA, dB, None, None
