@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from weft.data.text import IGNORED, Collator, Example, TextDataset, context_length, pad_id
+from weft.training.logits import keeps_logits, learned_positions
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,15 @@ def evaluate(
     with _evaluating(model):
         for start in range(0, len(order), batch_size):
             batch = collate([dataset[i] for i in order[start : start + batch_size]])
-            labels = batch.pop("labels")[:, 1:]  # (rows, T - 1)
+            labels = batch.pop("labels").to(model.device)
+            positions = learned_positions(labels)  # (k)
+            kept: dict[str, Any] = {"logits_to_keep": positions} if keeps_logits(model) else {}
+            inputs = {key: value.to(model.device) for key, value in batch.items()}
+            logits = model(**inputs, **kept, use_cache=False).logits
+            logits = logits if kept else logits[:, positions]  # (rows, k, vocabulary)
+            labels = labels[:, positions + 1]  # (rows, k)
             learned = labels != IGNORED
-            targets = labels[learned].to(model.device)  # (n)
-            logits = model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False).logits
-            logits = logits[:, :-1][learned.to(model.device)].float()  # (n, vocabulary)
+            targets, logits = labels[learned], logits[learned].float()  # (n), (n, vocabulary)
             tokens += targets.numel()
             loss += F.cross_entropy(logits, targets, reduction="sum").item()
             correct += int((logits.argmax(-1) == targets).sum())

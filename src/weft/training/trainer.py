@@ -22,6 +22,7 @@ from weft.model.modules import adapted_modules
 from weft.model.state import state_of
 from weft.nn import Factors
 from weft.training.checkpoint import load_state, require_latest, save_state
+from weft.training.logits import keeps_logits, with_learned_logits
 
 _LISTED = 8  # modules named in a message before "and N more"
 
@@ -41,6 +42,7 @@ class AdapterTrainer(Trainer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._gradients_checked = False
+        self._keeps_logits = self.model_accepts_loss_kwargs and keeps_logits(self.attached)
         if self.args.ddp_find_unused_parameters is None:
             self.args.ddp_find_unused_parameters = False  # the first-step check has made sure that there are none
 
@@ -85,6 +87,19 @@ class AdapterTrainer(Trainer):
             self._check_gradients()
             self._gradients_checked = True
         return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss, from logits at the learned positions alone where the model can be asked for that."""
+        own_loss = self.compute_loss_func is None and self.label_smoother is None
+        if own_loss and not return_outputs and self._keeps_logits and "labels" in inputs:
+            inputs = with_learned_logits(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the adapter in PEFT's format; inside a checkpoint, its raw tensors, so that resuming is exact."""
