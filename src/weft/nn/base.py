@@ -117,11 +117,11 @@ class LoRALayer(Adapted):
         return output
 
     def add_update(self, output: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor:
-        """The output plus scaling times the product of x with B A, or with B A - B0 A0."""
-        x = self.branch_input(x, factors)
+        """The output plus scaling times the product of x, dropped out, with B A, or with B A - B0 A0."""
         if factors.offset_A is None or factors.offset_B is None:
-            return self.add_product(output, x, factors.lora_A, factors.lora_B, scaling)
+            return self.add_product(output, x, factors, scaling)
         # Two products of one shape, subtracted: exactly zero while the factors are where they started.
+        x = self.branch_input(x, factors)
         update = self.product(x, factors.lora_A, factors.lora_B) - self.product(x, factors.offset_A, factors.offset_B)
         return torch.add(output, update.to(output.dtype), alpha=scaling)
 
@@ -167,9 +167,10 @@ class LoRALayer(Adapted):
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """The layer's output if B A were its weight and it had no bias."""
 
-    def add_product(self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        """The output plus scaling times `product`; a kind that has a faster way to both takes it."""
-        return torch.add(output, self.product(x, A, B).to(output.dtype), alpha=scaling)
+    def add_product(self, output: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+        """The output plus scaling times `product` of `branch_input`; a kind with a faster way to them takes it."""
+        product = self.product(self.branch_input(x, factors), factors.lora_A, factors.lora_B)
+        return torch.add(output, product.to(output.dtype), alpha=scaling)
 
 
 L = TypeVar("L", bound=type[LoRALayer])

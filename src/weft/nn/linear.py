@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from weft import ops
 from weft.adapter import Layout
 from weft.nn.bank import Adapted
-from weft.nn.base import LoRALayer, differs_from_base, register_layer_kind
+from weft.nn.base import Factors, LoRALayer, differs_from_base, register_layer_kind
 
 
 @register_layer_kind
@@ -49,10 +49,10 @@ class LoRALinear(LoRALayer):
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return ops.linear(x, A, B)
 
-    def add_product(self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    def add_product(self, output: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor:
         base_forward = super(Adapted, self).forward  # torch's own writes a new tensor, and keeps nothing of it
         own = isinstance(base_forward, MethodType) and base_forward.__func__ is nn.Linear.forward
-        return ops.add_linear(output, x, A, B, scaling, own)
+        return _add(self, output, x, factors, scaling, own)
 
 
 @register_layer_kind
@@ -90,5 +90,10 @@ class LoRATransposedLinear(LoRALayer):
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return ops.linear(x, A, B)
 
-    def add_product(self, output: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        return ops.add_linear(output, x, A, B, scaling, own=False)
+    def add_product(self, output: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+        return _add(self, output, x, factors, scaling, own=False)
+
+
+def _add(layer: LoRALayer, output: Tensor, x: Tensor, factors: Factors, scaling: float, own: bool) -> Tensor:
+    dropout = factors.dropout if layer.training else 0.0
+    return ops.add_linear(output, x, factors.lora_A, factors.lora_B, scaling, own, dropout)
