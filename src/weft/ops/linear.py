@@ -52,15 +52,19 @@ def add_linear(
     Returns:
         (..., out), in the dtype of y; y itself if it could be overwritten.
     """
-    if y.numel() < _SMALL or torch.compiler.is_compiling():  # a compiler fuses the passes by itself
+    learns = torch.is_grad_enabled() and (x.requires_grad or A.requires_grad or B.requires_grad or y.requires_grad)
+    if torch.compiler.is_compiling() or (learns and y.numel() < _SMALL):  # a compiler fuses the passes by itself
         x = reference.drop(x, dropout, training=True)
         return torch.add(y, reference.linear(x, A, B).to(y.dtype), alpha=scaling)
-    if dropout > 0 and x.device.type != "cpu":  # a GPU draws numbers for nothing, and would have to wait for the places
-        x, dropout = reference.drop(x, dropout, training=True), 0.0
+    places = None
+    if dropout > 0:
+        if x.device.type == "cpu":
+            places = dropped_places(x.numel(), dropout, x.device)
+        else:  # a GPU draws numbers for nothing, and would have to wait for the places
+            x, dropout = reference.drop(x, dropout, training=True), 0.0
     # Under autocast y has the product's dtype; the factors are small, and cast to it. x is cast only there.
     x, A, B = x.to(y.dtype), A.to(y.dtype), B.to(y.dtype)
-    places = dropped_places(x.numel(), dropout, x.device) if dropout > 0 else None
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (y, x, A, B)):
+    if learns:
         result: Tensor = _AddLinear.apply(y, x, A, B, scaling, own, places, dropout)  # type: ignore[no-untyped-call]
         return result
     return _add(y, _dropped(x, places, dropout) @ A.T, B, scaling, own)
