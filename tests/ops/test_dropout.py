@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from weft.ops import add_linear
 from weft.ops import linear as eager
@@ -78,6 +79,32 @@ def test_layers_that_read_one_input_keep_one_input_and_a_few_places() -> None:
         return sum(kept.values())
 
     assert saved_bytes(0.05) < 1.15 * saved_bytes(0.0)  # the places of three layers; F.dropout would keep four inputs
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("rows", [5, 1031])  # the eager way and the fused one
+def test_checkpointing_drops_the_same_entries_again(rows: int, reentrant: bool) -> None:
+    _, x, A, B = inputs()
+    x = x.detach()[:rows].requires_grad_()
+
+    def branch(x: Tensor) -> Tensor:
+        return add_linear(x.new_zeros(rows, 67), x, A, B, 1.0, dropout=0.3)
+
+    found = []
+    for run in (branch, lambda x: checkpoint(branch, x, use_reentrant=reentrant)):
+        torch.manual_seed(11)
+        y = run(x)
+        found.append((y, _grad(y, x)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def _grad(y: Tensor, x: Tensor) -> Tensor:
+    """The gradient by `backward`, the only way through reentrant checkpointing."""
+    x.grad = None
+    y.square().sum().backward()
+    assert x.grad is not None
+    return x.grad.clone()
 
 
 def test_without_gradients_too() -> None:

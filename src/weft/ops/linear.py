@@ -53,7 +53,10 @@ def add_linear(
         (..., out), in the dtype of y; y itself if it could be overwritten.
     """
     learns = torch.is_grad_enabled() and (x.requires_grad or A.requires_grad or B.requires_grad or y.requires_grad)
-    if torch.compiler.is_compiling() or (learns and y.numel() < _SMALL):  # a compiler fuses the passes by itself
+    # With dropout the size alone decides: reentrant checkpointing runs this without gradients first and with them
+    # later, and must meet the same random numbers.
+    small = y.numel() < _SMALL and (learns or dropout > 0)
+    if small or torch.compiler.is_compiling():  # a compiler fuses the passes by itself
         x = reference.drop(x, dropout, training=True)
         return torch.add(y, reference.linear(x, A, B).to(y.dtype), alpha=scaling)
     places = None
