@@ -14,7 +14,7 @@ def demo(
     ] = Path("weft-demo"),
     rows: Annotated[
         int, typer.Option(min=2, help="Rows to train each adapter on, at most: fewer are faster, and teach less.")
-    ] = 1500,
+    ] = 2000,
 ) -> None:
     """Train two adapters on the bundled base, compare, switch and merge them.
 

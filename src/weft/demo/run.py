@@ -16,11 +16,12 @@ from rich.table import Table
 import weft
 from weft.demo.stdlib import functions
 from weft.demo.tasks import TASKS, Task
-from weft.training import EvalResult, RunConfig, RunResult, TextDataset, load_base, load_text, run
+from weft.training import RunConfig, RunResult, TextDataset, load_base, load_text, run
 from weft.training.base import Base
 from weft.training.evaluation import Answer, generate_answers
 
 _COMPARED = 24  # held-out rows whose answers are compared before and after a merge
+_SHOWN, _WIDTH = 4, 60  # rows shown, and characters of each text
 _ROUNDS = 30  # of timing
 
 
@@ -77,40 +78,37 @@ def _settings(task: Task, files: tuple[Path, Path], output: Path) -> RunConfig:
         output=output / task.name,
         train=str(files[0]),
         eval=str(files[1]),
-        learning_rate=2e-3,
-        batch_size=16,
-        eval_every=50,
-        save_every=50,
+        learning_rate=3e-3,
+        batch_size=8,
+        eval_every=100,
+        save_every=100,
         generate_rows=100,
         max_new_tokens=24,
     )
 
 
 def _table(trained: list[Trained]) -> Table:
-    table = Table(title="What each adapter learned, on modules that it never saw", title_justify="left")
-    for heading in ("adapter", "trained", "share", "file", "loss", "ROUGE-L", "chrF", "exact", "step"):
-        table.add_column(heading, justify="left" if heading == "adapter" else "right", no_wrap=True)
-    for each in trained:
-        result, before, after = each.result, each.result.before, each.result.after
-        assert before is not None, each.task.name
-        assert after is not None, each.task.name
-        table.add_row(
-            each.task.name,
-            f"{result.trainable:,}",
-            f"{result.share:.2%}",
-            f"{each.file_bytes / 1e6:.2f} MB",
-            f"{before.loss:.2f} -> [bold]{after.loss:.2f}[/]",
-            _change(before, after, "rouge_l"),
-            _change(before, after, "chrf"),
-            _change(before, after, "exact_match"),
-            f"{1e3 * (result.seconds_per_step or 0):.0f} ms",
-        )
+    table = Table(
+        "", *(each.task.name for each in trained), title="On modules that neither adapter saw, before -> after"
+    )
+    for heading, cell in (
+        ("trained parameters", lambda each: f"{each.result.trainable:,} ({each.result.share:.2%} of the base)"),
+        ("adapter file", lambda each: f"{each.file_bytes / 1e6:.2f} MB"),
+        ("loss (nats per learned token)", lambda each: _change(each.result, "loss", 3)),
+        ("ROUGE-L", lambda each: _change(each.result, "rouge_l", 1)),
+        ("chrF", lambda each: _change(each.result, "chrf", 1)),
+        ("training rows, steps", lambda each: f"{each.result.train_data.rows:,}, {each.result.steps}"),
+        ("time per step", lambda each: f"{1e3 * (each.result.seconds_per_step or 0):.0f} ms"),
+    ):
+        table.add_row(heading, *(cell(each) for each in trained))
     return table
 
 
-def _change(before: EvalResult, after: EvalResult, metric: str) -> str:
-    values = before.to_dict()[metric], after.to_dict()[metric]
-    return f"{values[0]:.1f} -> [bold]{values[1]:.1f}[/]"
+def _change(result: RunResult, metric: str, digits: int) -> str:
+    assert result.before is not None, result.folder
+    assert result.after is not None, result.folder
+    values = result.before.to_dict()[metric], result.after.to_dict()[metric]
+    return f"{values[0]:.{digits}f} -> [bold]{values[1]:.{digits}f}[/]"
 
 
 def _show_switching(base: Base, trained: list[Trained], console: Console) -> None:
@@ -121,17 +119,21 @@ def _show_switching(base: Base, trained: list[Trained], console: Console) -> Non
         weft.activate(base.model, names[turn % 2])
     microseconds = 1e6 * (time.perf_counter() - start) / _ROUNDS
     for each in trained:
-        table = Table("with", "answer", title=None, show_edge=False, box=None, padding=(0, 2))
-        prompt, wanted = "", ""
+        answers: list[list[Answer]] = []
         for name in (None, *names):
             with weft.active(base.model, name):
-                (answer,) = _answers(base, each, rows=1)
-            prompt, wanted = answer.prompt, answer.reference
-            first_line = answer.answer.partition("\n")[0]
-            table.add_row(name or "the base alone", escape(first_line))
-        console.print(f"\n[dim]{escape(prompt.strip())}[/]   (wanted: {escape(wanted)})")
+                answers.append(_answers(base, each, _SHOWN))
+        table = Table("asked", "wanted", "base alone", *names, title=f"{each.task.title}, greedily")
+        for row in zip(*answers, strict=True):
+            asked = row[0].prompt.strip().splitlines()[0]
+            table.add_row(*(escape(_short(text)) for text in (asked, row[0].reference, *(a.answer for a in row))))
         console.print(table)
-    console.print(f"\nA switch of the whole model took {microseconds:.0f} microseconds.")
+    console.print(f"A switch of the whole model took {microseconds:.0f} microseconds.")
+
+
+def _short(text: str) -> str:
+    line = text.partition("\n")[0]
+    return line if len(line) <= _WIDTH else f"{line[:_WIDTH]}..."
 
 
 def _show_merging(base: Base, trained: Trained, console: Console) -> None:
