@@ -92,9 +92,9 @@ def _table(trained: list[Trained]) -> Table:
         "", *(each.task.name for each in trained), title="On modules that neither adapter saw, before -> after"
     )
     for heading, cell in (
-        ("trained parameters", lambda each: f"{each.result.trainable:,} ({each.result.share:.2%} of the base)"),
+        ("trained, share of the base", lambda each: f"{each.result.trainable:,}, {each.result.share:.2%}"),
         ("adapter file", lambda each: f"{each.file_bytes / 1e6:.2f} MB"),
-        ("loss (nats per learned token)", lambda each: _change(each.result, "loss", 3)),
+        ("loss, nats a token", lambda each: _change(each.result, "loss", 3)),
         ("ROUGE-L", lambda each: _change(each.result, "rouge_l", 1)),
         ("chrF", lambda each: _change(each.result, "chrf", 1)),
         ("training rows, steps", lambda each: f"{each.result.train_data.rows:,}, {each.result.steps}"),
