@@ -7,6 +7,7 @@ code that carries out a choice is registered for its type in `weft.init` and `we
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
@@ -32,12 +33,12 @@ class Variant(Choice):
     """How the factors change the layer's output."""
 
 
-class Scaling(Choice):
+class Scaling(Choice, ABC):
     """How alpha and the rank become the factor before B A."""
 
+    @abstractmethod
     def __call__(self, alpha: float, rank: int) -> float:
         """The scaling s of W' = W + s B A."""
-        raise NotImplementedError
 
 
 initializer_names: Registry[type[Initializer]] = Registry("initializer")
