@@ -83,35 +83,19 @@ def test_bad_usage_exits_with_2(run: Run) -> None:
 
 
 def test_plan_is_that_of_the_library(llama: Made, run: Run) -> None:
-    result = run(
+    common = (
         *("plan", llama.base, "--rank", 4, "--targets", "q_proj,v_proj", "--targets", "down_proj"),
-        *(
-            "--rank-pattern",
-            "v_proj=2",
-            "--alpha-pattern",
-            "q_proj=16",
-            "--layers",
-            "1",
-            "--scaling",
-            "rank_stabilized",
-        ),
-        *("--train-modules", "model.norm", "--exclude", "*.nothing_there,lm_head", "--json"),
+        *("--rank-pattern", "v_proj=2", "--alpha-pattern", "q_proj=16", "--layers", "1"),
+        *("--scaling", "rank_stabilized", "--train-modules", "model.norm", "--json"),
+    )
+    result = run(
+        *common,
+        *("--exclude", "*.nothing_there,lm_head"),
     )
     assert result.exit_code == 2  # a pattern that names nothing
     assert "nothing_there" in result.stderr
     result = run(
-        *("plan", llama.base, "--rank", 4, "--targets", "q_proj,v_proj", "--targets", "down_proj"),
-        *(
-            "--rank-pattern",
-            "v_proj=2",
-            "--alpha-pattern",
-            "q_proj=16",
-            "--layers",
-            "1",
-            "--scaling",
-            "rank_stabilized",
-        ),
-        *("--train-modules", "model.norm", "--json"),
+        *common,
     )
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)

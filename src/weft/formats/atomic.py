@@ -70,17 +70,23 @@ def _swap_folder(staging: Path, folder: Path, names: Sequence[str]) -> None:
         staging.rename(folder)
         return
     staging.chmod(stat.S_IMODE(folder.stat().st_mode))
-    aside = staging.with_name(f"{staging.name}.old")
-    folder.rename(aside)
-    try:
-        staging.rename(folder)
-    except BaseException:
-        aside.rename(folder)
-        raise
+    aside = swap(staging, folder)
     with suppress(OSError):  # what cannot be deleted, or is not ours to delete, stays aside
         for name in names:
             (aside / name).unlink(missing_ok=True)
         aside.rmdir()
+
+
+def swap(new: Path, folder: Path) -> Path:
+    """Renames `folder` aside and `new` into its place, or leaves both as they are; returns where the old one stands."""
+    aside = new.with_name(f"{new.name}.old")
+    folder.rename(aside)
+    try:
+        new.rename(folder)
+    except BaseException:
+        aside.rename(folder)
+        raise
+    return aside
 
 
 def _move_files(staging: Path, folder: Path, names: Sequence[str]) -> None:

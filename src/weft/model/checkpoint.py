@@ -97,9 +97,8 @@ def merge_checkpoint(
     if not any_base:
         _check_base(model, names, source, adapter)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # torch: values copied to the meta device are dropped. So they are.
+        # torch: values copied to the meta device are dropped. So they are.
+        warnings.simplefilter("ignore", UserWarning)
         detach(attach(model, adapter, any_base=True))  # binds every entry, or says which do not fit
     merging = _Merging(model, adapter, _aliases(model, adapter), names, source, dtype)
     merging.check_bound()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weft.errors import ConfigError, FormatError
+from weft.formats.atomic import swap
 
 
 def check_output(output: Path, overwrite: bool, keep: Iterable[Path]) -> None:
@@ -39,7 +40,10 @@ def new_folder(output: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
         temporary.chmod(0o755)  # mkdtemp makes it private
         yield temporary
-        _swap(temporary, output)
+        if output.exists():
+            shutil.rmtree(swap(temporary, output), ignore_errors=True)
+        else:
+            temporary.rename(output)
     except OSError as error:
         raise FormatError(
             f"cannot write to {output}: {error.strerror or error}; what was there before is there as it was"
@@ -47,17 +51,3 @@ def new_folder(output: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _swap(new: Path, output: Path) -> None:
-    if not output.exists():
-        new.rename(output)
-        return
-    old = new.with_name(f"{new.name}-old")
-    output.rename(old)
-    try:
-        new.rename(output)
-    except BaseException:
-        old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from weft.bundled import bundled_base
 from weft.errors import ConfigError
@@ -26,29 +26,40 @@ def base_path(name: str | Path) -> str:
     return str(bundled_base()) if str(name) == BUNDLED else str(name)
 
 
-def load_base(name: str | Path, *, dtype: torch.dtype = torch.float32, meta: bool = False) -> Base:
+def checked_path(name: str | Path) -> str:
+    """`base_path`, with ``~`` resolved.
+
+    Raises:
+        ConfigError: it can only be a folder, and there is none.
+    """
+    path = base_path(name)
+    local = Path(path).expanduser()
+    if path[:1] in ("/", ".", "~") and not local.is_dir():
+        raise ConfigError(f"base: there is no folder {path}; name a folder with a config.json, or a hub id")
+    return str(local) if path.startswith("~") else path
+
+
+def reason(error: Exception) -> str:
+    """An error of transformers in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def load_base(name: str | Path, *, dtype: torch.dtype = torch.float32) -> Base:
     """Loads a causal language model, in evaluation mode, and its tokenizer.
 
     Args:
         name: a folder, a hub id, or ``bundled``.
         dtype: the weights' dtype.
-        meta: build the model on the meta device, without reading any weights.
 
     Raises:
         ConfigError: there is no such folder, or transformers cannot load what is there; the message says why.
     """
-    path = base_path(name)
-    if any(mark in path[:1] for mark in "./~") and not Path(path).expanduser().is_dir():
-        raise ConfigError(f"base: there is no folder {path}; name a folder with a config.json, or a hub id")
+    path = checked_path(name)
     try:
-        config = AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        if meta:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"base: transformers cannot load {path!r} as a causal language model: {reason}") from error
+        raise ConfigError(
+            f"base: transformers cannot load {path!r} as a causal language model: {reason(error)}"
+        ) from error
     return Base(model.eval(), tokenizer, str(name))

@@ -11,7 +11,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from weft.errors import ConfigError
-from weft.training.base import base_path
+from weft.training.base import checked_path, reason
 
 # The model classes that a configuration's `architectures` may name; the first that knows the configuration is
 # taken where it names none of them.
@@ -42,13 +42,13 @@ def load_skeleton(name: str | Path) -> PreTrainedModel:
     Raises:
         ConfigError: there is no such folder, or transformers cannot build what is there; the message says why.
     """
-    path = _checked_path(name)
+    path = checked_path(name)
     try:
         config = AutoConfig.from_pretrained(path)
         with torch.device("meta"):
             model = _auto_class(config).from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"base: transformers cannot build the model of {path!r}: {_reason(error)}") from error
+        raise ConfigError(f"base: transformers cannot build the model of {path!r}: {reason(error)}") from error
     return model.eval()
 
 
@@ -58,7 +58,7 @@ def base_folder(name: str | Path) -> Path:
     Raises:
         ConfigError: there is no such folder, and the hub did not give it; the message says why.
     """
-    path = _checked_path(name)
+    path = checked_path(name)
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
@@ -67,7 +67,7 @@ def base_folder(name: str | Path) -> Path:
         return Path(snapshot_download(path, ignore_patterns=_NOT_FETCHED))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"base: {path!r} is no folder here, and fetching it from the hub failed: {_reason(error)}"
+            f"base: {path!r} is no folder here, and fetching it from the hub failed: {reason(error)}"
         ) from error
 
 
@@ -98,13 +98,6 @@ def parameter_names(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, st
     return names
 
 
-def _checked_path(name: str | Path) -> str:
-    path = base_path(name)
-    if any(mark in path[:1] for mark in "./~") and not Path(path).expanduser().is_dir():
-        raise ConfigError(f"base: there is no folder {path}; name a folder with a config.json, or a hub id")
-    return str(Path(path).expanduser()) if path.startswith("~") else path
-
-
 def _auto_class(config: PreTrainedConfig) -> Any:
     known = [auto for auto in _AUTO_CLASSES if type(config) in auto._model_mapping]
     named = config.architectures or []
@@ -115,7 +108,3 @@ def _auto_class(config: PreTrainedConfig) -> Any:
     if not known:
         raise ValueError(f"no model class is known for {type(config).__name__}")
     return known[0]
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
