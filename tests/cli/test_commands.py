@@ -88,15 +88,10 @@ def test_plan_is_that_of_the_library(llama: Made, run: Run) -> None:
         *("--rank-pattern", "v_proj=2", "--alpha-pattern", "q_proj=16", "--layers", "1"),
         *("--scaling", "rank_stabilized", "--train-modules", "model.norm", "--json"),
     )
-    result = run(
-        *common,
-        *("--exclude", "*.nothing_there,lm_head"),
-    )
+    result = run(*common, "--exclude", "*.nothing_there,lm_head")
     assert result.exit_code == 2  # a pattern that names nothing
     assert "nothing_there" in result.stderr
-    result = run(
-        *common,
-    )
+    result = run(*common)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     config = weft.LoRAConfig(
