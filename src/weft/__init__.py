@@ -18,7 +18,7 @@ from weft.errors import WeftError
 if TYPE_CHECKING:
     from weft.adapter import Adapter, Layout
     from weft.bundled import bundled_base
-    from weft.config import Gaussian, Kaiming, LoRA, LoRAConfig, PiSSA, RankStabilized, Standard
+    from weft.config import DoRA, Gaussian, Kaiming, LoRA, LoRAConfig, PiSSA, RankStabilized, Standard
     from weft.formats import load
     from weft.linalg import LowRank
     from weft.model.attach import attach, detach
@@ -32,6 +32,7 @@ __version__ = version("weft")
 
 __all__ = [
     "Adapter",
+    "DoRA",
     "Gaussian",
     "Kaiming",
     "Layout",
@@ -66,7 +67,7 @@ __all__ = [
 _HOMES = {
     "weft.adapter": {"Adapter", "Layout"},
     "weft.bundled": {"bundled_base"},
-    "weft.config": {"Gaussian", "Kaiming", "LoRA", "LoRAConfig", "PiSSA", "RankStabilized", "Standard"},
+    "weft.config": {"DoRA", "Gaussian", "Kaiming", "LoRA", "LoRAConfig", "PiSSA", "RankStabilized", "Standard"},
     "weft.formats": {"load"},
     "weft.linalg": {"LowRank"},
 }

@@ -5,7 +5,7 @@ trained, the fingerprint of the base it was made for, and where it came from. On
 to a live model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,7 @@ class Adapter:
         layouts: module path -> how that change lies in the weight; the same keys as `factors`.
         tensors: parameter path -> tensor trained as a whole (biases, classifier heads). The weight of a module with
             factors is no trained tensor but a copy of the base's, as some files bring one: attaching checks it.
+        magnitudes: module path -> one trained number for each output, of a variant such as DoRA that has them.
         base: the base's fingerprint, if it is known.
         provenance: plain values about the origin: the base's name, the task, the weft version.
     """
@@ -60,23 +61,32 @@ class Adapter:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     base: Fingerprint | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unequal = self.factors.keys() ^ self.layouts.keys()
         if unequal:
             raise ConfigError(f"factors and layouts name different modules, first {min(unequal)!r}; give each one both")
+        strays = self.magnitudes.keys() - self.factors.keys()
+        if strays:
+            raise ConfigError(f"magnitudes: {min(strays)!r} has no factors; name modules that have them")
 
     @property
     def num_parameters(self) -> int:
         """The number of trained values."""
         pairs = sum(f.B.numel() + f.A.numel() for f in self.factors.values())
-        return pairs + sum(t.numel() for t in self.tensors.values())
+        return pairs + sum(t.numel() for t in self._beside())
 
     @property
     def nbytes(self) -> int:
         """The size of all tensors in bytes."""
         pairs = sum(f.B.nbytes + f.A.nbytes for f in self.factors.values())
-        return pairs + sum(t.nbytes for t in self.tensors.values())
+        return pairs + sum(t.nbytes for t in self._beside())
+
+    def _beside(self) -> Iterator[Tensor]:
+        """What was trained beside the factors."""
+        yield from self.tensors.values()
+        yield from self.magnitudes.values()
 
     def save(self, path: str | Path, format: str = "peft") -> Path:
         """Writes the adapter to `path`, complete or not at all, and returns the path.

@@ -83,6 +83,14 @@ class LoRA(Variant):
     name: ClassVar[str] = "lora"
 
 
+@variant_names.register("dora")
+@dataclass(frozen=True)
+class DoRA(Variant):
+    """m (W + s B A) / ||W + s B A|| with a trained magnitude m for each output (Liu et al., 2024, arXiv 2402.09353)."""
+
+    name: ClassVar[str] = "dora"
+
+
 @scaling_names.register("standard")
 @dataclass(frozen=True)
 class Standard(Scaling):

@@ -7,14 +7,14 @@ that where it is there; ranks and scalings always come from the tensors and from
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from weft.adapter import Adapter, file_formats
-from weft.config import LoRA
+from weft.config import DoRA, LoRA, LoRAConfig
 from weft.errors import FormatError
 from weft.formats.atomic import staged_files
 from weft.formats.peft_card import MARK, model_card
@@ -70,7 +70,7 @@ class PeftFormat:
         """Reads the folder, a subfolder of it if that is where the only adapter is, or the folder of one of its files.
 
         Raises:
-            FormatError: something is missing, damaged, or beyond plain LoRA; all such things are named.
+            FormatError: something is missing, damaged, or beyond LoRA and DoRA; all such things are named.
         """
         folder = _folder(path)
         values = read_peft_config(folder / CONFIG)
@@ -89,6 +89,7 @@ class PeftFormat:
                 factors[module] = LowRank(pair.B, pair.A, scaling)
             except ValueError as error:  # ConfigError is one too
                 problems.append(str(error))
+        problems += _variant_problems(bool(values.get("use_dora")), found.pairs, own.config)
         whole = _found_whole(found.tensors, factors, values.get("modules_to_save") or [], problems)
         if problems:
             raise FormatError(
@@ -103,6 +104,7 @@ class PeftFormat:
             tensors=found.tensors,
             base=own.base,
             provenance=_provenance(values) if own.provenance is None else own.provenance,
+            magnitudes={key: pair.magnitude for key, pair in found.pairs.items() if pair.magnitude is not None},
         )
 
 
@@ -112,20 +114,31 @@ def _pairs(adapter: Adapter) -> dict[str, Pair]:
     Raises:
         FormatError: a variant or layer kind that this format does not hold.
     """
-    if type(adapter.config.variant) is not LoRA:
+    if type(adapter.config.variant) not in (LoRA, DoRA):
         raise FormatError(
-            f"the PEFT format holds plain LoRA, and this adapter's variant is {adapter.config.variant!r}; "
+            f"the PEFT format holds LoRA and DoRA, and this adapter's variant is {adapter.config.variant!r}; "
             "merge it into the base, or extract a plain LoRA from it"
         )
     pairs, problems = {}, []
     for module, value in adapter.factors.items():
         try:
-            pairs[module] = peft_pair(value.A, value.B, adapter.layouts[module])
+            pairs[module] = peft_pair(value.A, value.B, adapter.layouts[module], adapter.magnitudes.get(module))
         except ValueError as error:
             problems.append(f"{module}: {error}")
     if problems:
         raise FormatError("the PEFT format cannot hold this adapter:\n  " + "\n  ".join(problems))
     return pairs
+
+
+def _variant_problems(use_dora: bool, pairs: Mapping[str, Pair], own: LoRAConfig | None) -> Iterator[str]:
+    """What does not go with `use_dora`: magnitudes that are there or not, and the variant that weft noted."""
+    for module, pair in pairs.items():
+        if use_dora and pair.magnitude is None:
+            yield f"{module}: found no lora_magnitude_vector, which use_dora asks for"
+        elif not use_dora and pair.magnitude is not None:
+            yield f"{module}: found lora_magnitude_vector (DoRA), but use_dora in {CONFIG} is not true"
+    if own is not None and isinstance(own.variant, DoRA) != use_dora:
+        yield f"use_dora in {CONFIG} is {use_dora}, but the tensors were saved with variant={own.variant!r}"
 
 
 def _outer_paths(key: str) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.adapter import Adapter
-from weft.config import ALL_LINEAR, LoRAConfig, RankStabilized, Standard
+from weft.config import ALL_LINEAR, DoRA, LoRA, LoRAConfig, RankStabilized, Standard
 from weft.errors import ConfigError, FormatError
 
 # Fields that change nothing in what a saved adapter computes.
@@ -31,6 +31,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "lora_alpha": _NUMBER,
     "lora_dropout": _NUMBER,
     "bias": (str,),
+    "use_dora": (bool,),
     "use_rslora": (bool,),
     "init_lora_weights": (bool, str),
     "target_modules": _TEXTS,
@@ -45,7 +46,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none", "rank_pattern": {}, "alpha_pattern": {}}
 
 _ADVICE = {
-    "use_dora": "DoRA scales the whole weight; convert it to plain LoRA with PEFT's own conversion first",
     "lora_bias": "a bias inside the adapter is no change of the weight; fold it into the base's bias first",
     "target_parameters": "adapters of raw parameters (experts) are not read from this format; merge it with PEFT",
     "trainable_token_indices": "trained token rows are not read; merge them into the base's embedding with PEFT",
@@ -77,7 +77,7 @@ _HEADS = {
 
 
 def read_peft_config(path: Path) -> dict[str, Any]:
-    """The fields of an adapter_config.json that describes plain LoRA, defaults filled in.
+    """The fields of an adapter_config.json that describes LoRA or DoRA, defaults filled in.
 
     Raises:
         FormatError: it is not JSON, not PEFT's, or describes something that weft cannot represent.
@@ -230,6 +230,7 @@ def lora_config(values: Mapping[str, Any], paths: Iterable[str], train_modules: 
             alpha_pattern={_key_pattern(key): alpha for key, alpha in values["alpha_pattern"].items()},
             train_modules=train_modules,
             bias={"none": "none", "all": "all", "lora_only": "adapted"}[values["bias"]],  # type: ignore[arg-type]
+            variant=DoRA() if values.get("use_dora") else LoRA(),
             scaling=_rule(bool(values.get("use_rslora"))),
         )
     except ConfigError as error:
@@ -239,8 +240,8 @@ def lora_config(values: Mapping[str, Any], paths: Iterable[str], train_modules: 
 def peft_config(adapter: Adapter, ranks: Mapping[str, int], modules_to_save: list[str]) -> dict[str, Any]:
     """The fields of an adapter_config.json from which PEFT computes this adapter's ranks and scalings.
 
-    Only fields that PEFT has had since 0.5 are written, and the patterns and `use_rslora` where they are needed, so
-    that old readers take the file too. `fan_in_fan_out` is false also for GPT-2's Conv1D: PEFT sets it for each
+    Only fields that PEFT has had since 0.5 are written, and the patterns, `use_rslora` and `use_dora` where they are
+    needed, so that old readers take the file too. `fan_in_fan_out` is false also for GPT-2's Conv1D: PEFT sets it for each
     layer itself.
 
     Args:
@@ -276,6 +277,8 @@ def peft_config(adapter: Adapter, ranks: Mapping[str, int], modules_to_save: lis
     }
     if rank_stabilized:
         values["use_rslora"] = True
+    if isinstance(adapter.config.variant, DoRA):
+        values["use_dora"] = True
     patterns = {"rank_pattern": _exact_pattern(ranks, rank), "alpha_pattern": _exact_pattern(alphas, alpha)}
     return values | {name: pattern for name, pattern in patterns.items() if pattern}
 

@@ -6,6 +6,10 @@
 | embedding | B (V, r), A (r, d) | lora_embedding_A (r, V) = B^T, lora_embedding_B (d, r) = A^T |
 | conv | B (out, r), A (r, in/g * prod(k)) | lora_B.weight (out, R/g, 1...), lora_A.weight (R, in, *k) |
 
+DoRA's magnitudes are lora_magnitude_vector, (out) for a linear layer, (d) for an embedding and (1, out, 1...) for a
+convolution; weft's are flat. PEFT takes the norms that they are measured by over the same entries of W as weft does,
+but for a grouped convolution, where it multiplies factors of other groups with each other: that is refused.
+
 For g groups, PEFT's A is an ordinary convolution over all channels and its B a grouped one: group i of the
 output sees rows i R/g to (i+1) R/g of A. That is a change of the grouped weight only where those rows are
 zero outside the group's own input channels. weft writes its A once for each group, at R = g r, into such
@@ -24,11 +28,11 @@ from weft.adapter import Layout
 
 PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<factor>A|B)(?:\.(?P<adapter>[^.]+))?\.weight")
+_MAGNITUDE = re.compile(r"(?P<path>.+)\.lora_magnitude_vector(?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?")
 _EMBEDDING = re.compile(r"(?P<path>.+)\.lora_embedding_(?P<factor>A|B)(?:\.(?P<adapter>[^.]+))?")
 
 # Keys that stand for something else than plain LoRA: (pattern, what it is).
 _FOREIGN = (
-    (re.compile(r".*\.lora_magnitude_vector(\..*)?"), "DoRA's magnitudes (use_dora); weft reads plain LoRA here"),
     (
         re.compile(r".*\.lora_[AB](\..+)?\.bias"),
         "a bias inside the adapter (lora_bias), which no change of W stands for",
@@ -36,17 +40,21 @@ _FOREIGN = (
     (re.compile(r".*\.trainable_tokens_(delta|original)(\..*)?"), "trained token rows (trainable_token_indices)"),
     (re.compile(r".*\.lora_[^.]+(\..*)?"), "part of a LoRA variant that weft does not know"),
 )
+_GROUPED_DORA = (
+    "PEFT's DoRA does not compute the norms of a grouped convolution's weight; leave that layer out, or merge the adapter"
+)
 _NESTED = "an adapter nested inside another one's layer (nn.MultiheadAttention, or target_parameters)"
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A factor pair as PEFT stores it, with the rank that PEFT's scaling is computed from."""
+    """A factor pair as PEFT stores it, with the rank that PEFT's scaling is computed from, and DoRA's magnitudes."""
 
     A: Tensor
     B: Tensor
     layout: Layout
     rank: int
+    magnitude: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -64,34 +72,39 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
 
-def peft_pair(A: Tensor, B: Tensor, layout: Layout) -> Pair:
+def peft_pair(A: Tensor, B: Tensor, layout: Layout, magnitude: Tensor | None = None) -> Pair:
     """A weft factor pair as PEFT stores it (see the module for shapes).
 
     Raises:
-        ValueError: PEFT has no such layer kind.
+        ValueError: PEFT has no such layer kind, or computes something else for it.
     """
     rank = A.shape[0]
     if layout.kind == "linear":
-        return Pair(A, B, layout, rank)
+        return Pair(A, B, layout, rank, magnitude)
     if layout.kind == "embedding":
-        return Pair(B.T, A.T, layout, rank)
+        return Pair(B.T, A.T, layout, rank, magnitude)
     if layout.kind != "conv":
         raise ValueError(f"PEFT has no place for a layer of the kind {layout.kind!r}")
     groups, kernel = layout.groups, layout.kernel
+    if magnitude is not None:
+        if groups > 1:
+            raise ValueError(_GROUPED_DORA)
+        magnitude = magnitude.reshape(1, -1, *[1] * len(kernel))
     block = A.reshape(rank, -1, *kernel)
     width = block.shape[1]
     spread = block.new_zeros(groups, rank, groups, width, *kernel)
     for group in range(groups):
         spread[group, :, group] = block
     down = spread.reshape(groups * rank, groups * width, *kernel)
-    return Pair(down, B.reshape(*B.shape, *[1] * len(kernel)), layout, groups * rank)
+    return Pair(down, B.reshape(*B.shape, *[1] * len(kernel)), layout, groups * rank, magnitude)
 
 
 def peft_keys(path: str, pair: Pair) -> dict[str, Tensor]:
     """The keys of one module's factor pair."""
+    magnitude = {} if pair.magnitude is None else {f"{PREFIX}{path}.lora_magnitude_vector": pair.magnitude}
     if pair.layout.kind == "embedding":
-        return {f"{PREFIX}{path}.lora_embedding_A": pair.A, f"{PREFIX}{path}.lora_embedding_B": pair.B}
-    return {f"{PREFIX}{path}.lora_A.weight": pair.A, f"{PREFIX}{path}.lora_B.weight": pair.B}
+        return {f"{PREFIX}{path}.lora_embedding_A": pair.A, f"{PREFIX}{path}.lora_embedding_B": pair.B} | magnitude
+    return {f"{PREFIX}{path}.lora_A.weight": pair.A, f"{PREFIX}{path}.lora_B.weight": pair.B} | magnitude
 
 
 def peft_tensor_key(key: str, adapted: Mapping[str, object]) -> str:
@@ -104,17 +117,23 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
     """What the keys of a PEFT file stand for; whatever is not understood is a problem, never left out."""
     found = Found()
     factors: dict[tuple[str, bool], dict[str, Tensor]] = {}
+    magnitudes: dict[str, Tensor] = {}
     adapters: dict[str, str] = {}
     plain: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         embedding = _EMBEDDING.fullmatch(name)
+        magnitude = _MAGNITUDE.fullmatch(name)
         match = _FACTOR.fullmatch(name) or embedding
         foreign = next((what for pattern, what in _FOREIGN if pattern.fullmatch(f".{name}")), None)
         if name == key:
             found.problems.append(f"{key}: expected a name that starts with {PREFIX!r}")
         elif tensor.is_meta or tensor.numel() == 0:
             found.problems.append(f"{key}: it has no values, shape {_shape(tensor)}; a part of a sharded model?")
+        elif magnitude is not None:
+            if magnitude["path"] in magnitudes:
+                found.problems.append(f"{key}: a second lora_magnitude_vector of {magnitude['path']}")
+            magnitudes[magnitude["path"]] = tensor
         elif match is None and foreign is not None:
             found.problems.append(f"{key}: {foreign}")
         elif match is None:
@@ -134,11 +153,15 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
         problem = _pair_problem(path, pair, is_embedding, found.pairs)
         if problem is None:
             try:
-                found.pairs[path] = _weft_pair(pair["A"], pair["B"], is_embedding)
+                found.pairs[path] = _weft_pair(pair["A"], pair["B"], is_embedding, magnitudes.get(path))
             except ValueError as error:
                 problem = f"{path}: {error}"
         if problem is not None:
             found.problems.append(problem)
+    factor_paths = {path for path, _ in factors}
+    found.problems += [
+        f"{path}: found lora_magnitude_vector without lora_A and lora_B" for path in magnitudes.keys() - factor_paths
+    ]
     for key, tensor in _trained(plain, set(adapters) | {"default"}, found.pairs):
         if key in found.tensors and not _same_bits(found.tensors[key], tensor):
             found.problems.append(f"{key}: the file holds two different tensors for it")
@@ -164,14 +187,20 @@ def _pair_problem(path: str, pair: Mapping[str, Tensor], is_embedding: bool, pai
     return None
 
 
-def _weft_pair(A: Tensor, B: Tensor, is_embedding: bool) -> Pair:
+def _weft_pair(A: Tensor, B: Tensor, is_embedding: bool, magnitude: Tensor | None) -> Pair:
     """A PEFT pair in weft's orientation; `rank` stays PEFT's."""
+    if magnitude is not None:
+        outputs = B.shape[0]
+        shape = (outputs,) if B.ndim == 2 else (1, outputs, *B.shape[2:])
+        if magnitude.shape not in (shape, (outputs,)) or not magnitude.is_floating_point():
+            raise ValueError(f"found lora_magnitude_vector {_shape(magnitude)} ({magnitude.dtype}), expected {shape}")
+        magnitude = magnitude.flatten()
     dtype = torch.promote_types(A.dtype, B.dtype)
     A, B, rank = A.to(dtype), B.to(dtype), A.shape[0]
     if is_embedding:
-        return Pair(B.T.contiguous(), A.T.contiguous(), Layout("embedding"), rank)
+        return Pair(B.T.contiguous(), A.T.contiguous(), Layout("embedding"), rank, magnitude)
     if A.ndim == 2:
-        return Pair(A, B, Layout("linear"), rank)
+        return Pair(A, B, Layout("linear"), rank, magnitude)
     kernel = tuple(A.shape[2:])
     out, r = B.shape[:2]
     groups = rank // r
@@ -180,7 +209,9 @@ def _weft_pair(A: Tensor, B: Tensor, is_embedding: bool) -> Pair:
             f"found lora_A {_shape(A)} and lora_B {_shape(B)}; expected (R, in, *kernel) and (out, R/groups, 1...)"
         )
     if groups == 1:
-        return Pair(A.flatten(1), B.flatten(1), Layout("conv", kernel), rank)
+        return Pair(A.flatten(1), B.flatten(1), Layout("conv", kernel), rank, magnitude)
+    if magnitude is not None:
+        raise ValueError(_GROUPED_DORA)
     spread = A.reshape(groups, r, groups, -1, *kernel)
     blocks = torch.stack([spread[group, :, group] for group in range(groups)]).flatten(2)  # (g, r, in/g * prod(k))
     if blocks.count_nonzero() != A.count_nonzero():

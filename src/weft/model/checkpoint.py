@@ -236,6 +236,7 @@ class _Merging:
             replace(self.adapter.config, train_modules=()),
             {path: self.adapter.factors[path]},
             {path: self.adapter.layouts[path]},
+            magnitudes={key: value for key, value in self.adapter.magnitudes.items() if key == path},
         )
         merge(attach(root, alone, any_base=True), undo=None)
         return layer.get_parameter("weight").detach()
@@ -275,12 +276,14 @@ def _aliases(model: nn.Module, adapter: Adapter) -> dict[str, str]:
         names = [f"{path}.weight" for path in paths]
         aliases |= dict.fromkeys(names, names[0])
         factors = [adapter.factors.get(path) for path in paths]
+        magnitudes = [adapter.magnitudes.get(path) for path in paths]
         tensors = [adapter.tensors.get(name) for name in names]
         first = next((i for i in range(len(paths)) if factors[i] is not None or tensors[i] is not None), None)
         if first is None:
             continue
         for i, path in enumerate(paths):
-            if not _same_factors(factors[first], factors[i]) or not _same_tensor(tensors[first], tensors[i]):
+            alike = _same_factors(factors[first], factors[i]) and _same_tensor(magnitudes[first], magnitudes[i])
+            if not alike or not _same_tensor(tensors[first], tensors[i]):
                 problems.append(
                     f"{paths[first]}: its weight is also that of {path!r}, which the adapter does not change alike"
                 )

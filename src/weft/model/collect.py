@@ -19,7 +19,8 @@ def collect(model: nn.Module, name: str = "default") -> Adapter:
     factors: dict[str, LowRank] = {}
     layouts: dict[str, Layout] = {}
     tensors: dict[str, Tensor] = {}
-    copies: dict[int, LowRank] = {}  # factors that two modules share stay shared
+    magnitudes: dict[str, Tensor] = {}
+    copies: dict[int, tuple[LowRank, Tensor | None]] = {}  # what two modules share stays shared
     for path, module in adapted_modules(model):
         if name not in module.adapters:
             continue
@@ -28,8 +29,11 @@ def collect(model: nn.Module, name: str = "default") -> Adapter:
             key = id(part.lora_B)
             if key not in copies:
                 value = part.low_rank()
-                copies[key] = LowRank(_copy(value.B), _copy(value.A), value.scaling)
-            factors[path] = copies[key]
+                magnitude = None if part.magnitude is None else _copy(part.magnitude)
+                copies[key] = LowRank(_copy(value.B), _copy(value.A), value.scaling), magnitude
+            factors[path], magnitude = copies[key]
+            if magnitude is not None:
+                magnitudes[path] = magnitude
             layouts[path] = module.layout(module)
             if part.bias is not None:
                 tensors[f"{path}.bias"] = _copy(part.bias)
@@ -37,7 +41,7 @@ def collect(model: nn.Module, name: str = "default") -> Adapter:
             tensors |= {f"{path}.{key}": _copy(value) for key, value in part.state_dict().items()}
         elif isinstance(part, TrainedBias):
             tensors[f"{path}.bias"] = _copy(part.bias)
-    return Adapter(record.config, factors, layouts, tensors, record.base, record.provenance)
+    return Adapter(record.config, factors, layouts, tensors, record.base, record.provenance, magnitudes)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -203,7 +203,8 @@ def _weight_change(layer: LoRALayer, parts: dict[str, tuple[nn.Module, float]]) 
         if new.data_ptr() != weight.data_ptr():
             weight.copy_(new)
 
-    return _Change(weight, write, partial(_added, layer, parts))  # not a closure: it is copied with the model
+    # What undoes it is no closure: it is copied with the model.
+    return _Change(weight, write, partial(_added, layer, parts) if _all_additive(parts) else None)
 
 
 def _added(layer: LoRALayer, parts: dict[str, tuple[nn.Module, float]]) -> Tensor:
@@ -217,10 +218,15 @@ def _summed_bias(bias: Tensor, trained: list[tuple[nn.Parameter, float]]) -> Ten
     return old + sum(scale * (new - old) for new, scale in trained)
 
 
+def _all_additive(parts: dict[str, tuple[nn.Module, float]]) -> bool:
+    return all(isinstance(part, Factors) and part.rule.additive for part, _ in parts.values())
+
+
 def _with_factors(layer: LoRALayer, matrix: Tensor, parts: dict[str, tuple[nn.Module, float]]) -> Tensor:
+    base = matrix if len(parts) == 1 or _all_additive(parts) else matrix.clone()
     for factors, scale in parts.values():
         assert isinstance(factors, Factors)
-        matrix = factors.rule.weight(layer, matrix, factors, scale)
+        matrix = factors.rule.weight(layer, matrix, base, factors, scale)
     return layer.as_weight(layer, matrix)
 
 

@@ -15,7 +15,7 @@ from weft.init import start_factors
 from weft.linalg import LowRank
 from weft.model.modules import base_modules, sharing
 from weft.model.plan import Plan, PlannedModule
-from weft.nn import Adapted, BiasLayer, Factors, ReplacedModule, TrainedBias, VariantRule, layer_kind_of, unweave
+from weft.nn import Adapted, BiasLayer, Factors, LoRALayer, ReplacedModule, TrainedBias, VariantRule, layer_kind_of, unweave
 from weft.nn.bank import foreign_forward
 from weft.nn.offload import onboard
 from weft.nn.replaced import replacing, trained_copy
@@ -64,7 +64,7 @@ def new_parts(model: nn.Module, plan: Plan) -> list[Part]:
         assert kind is not None
         with onboard(module):
             if planned.shares is None:
-                made[planned.path] = content = _started(planned, plan, module, kind.matrix(module))
+                made[planned.path] = content = _started(planned, plan, module, kind)
             else:
                 content = _sharing(made[planned.shares], _own_bias(planned, module))
         parts.append(Part(planned.path, module, kind, content))
@@ -78,21 +78,25 @@ def new_parts(model: nn.Module, plan: Plan) -> list[Part]:
     return parts
 
 
-def _started(planned: PlannedModule, plan: Plan, module: nn.Module, matrix: Tensor) -> Factors:
-    config = plan.config
+def _started(planned: PlannedModule, plan: Plan, module: nn.Module, kind: type[LoRALayer]) -> Factors:
+    config, rule, matrix = plan.config, rule_for(plan.config.variant), kind.matrix(module).detach()
     try:
         start = start_factors(config.init, matrix, planned.rank, planned.scaling, _factor_dtype(matrix))
     except ConfigError as error:
         raise TargetError(f"targets: {planned.path!r} cannot be adapted: {error}") from error
-    return Factors(
+    factors = Factors(
         start.A,
         start.B,
         planned.scaling,
-        rule_for(config.variant),
+        rule,
         dropout=config.dropout,
         bias=_own_bias(planned, module),
         offset=start.offset,
     )
+    magnitude = rule.start_magnitude(kind, matrix, factors)
+    if magnitude is not None:
+        factors.magnitude = nn.Parameter(magnitude)
+    return factors
 
 
 def _own_bias(planned: PlannedModule, module: nn.Module) -> Tensor | None:
@@ -101,7 +105,7 @@ def _own_bias(planned: PlannedModule, module: nn.Module) -> Tensor | None:
 
 
 def _sharing(factors: Factors, bias: Tensor | None) -> Factors:
-    """Factors of a module that shares its weight with that of `factors`: the same A and B, and its own bias."""
+    """Factors of a module that shares its weight with that of `factors`: the same but for its own bias."""
     offset = None if factors.offset_A is None or factors.offset_B is None else (factors.offset_A, factors.offset_B)
     twin = Factors(
         factors.lora_A,
@@ -112,8 +116,13 @@ def _sharing(factors: Factors, bias: Tensor | None) -> Factors:
         bias=bias,
         offset=offset,
     )
-    twin.lora_A, twin.lora_B = factors.lora_A, factors.lora_B  # the very parameters, not copies
+    _share(factors, twin)
     return twin
+
+
+def _share(factors: Factors, twin: Factors) -> None:
+    """Gives `twin` the very parameters of `factors`, not copies."""
+    twin.lora_A, twin.lora_B, twin.magnitude = factors.lora_A, factors.lora_B, factors.magnitude
 
 
 def loaded_parts(model: nn.Module, adapter: Adapter, trainable: bool) -> list[Part]:
@@ -134,7 +143,7 @@ def loaded_parts(model: nn.Module, adapter: Adapter, trainable: bool) -> list[Pa
     for key in list(binding.left):
         binding.bind_bias(key)
     if binding.problems:
-        total = len(adapter.factors) + len(adapter.tensors)
+        total = len(adapter.factors) + len(adapter.magnitudes) + len(adapter.tensors)
         raise BindingError(
             f"{len(binding.problems)} of the adapter's {total} entries did not fit this {type(model).__name__}; "
             "nothing was attached:\n  " + "\n  ".join(binding.problems)
@@ -150,7 +159,7 @@ def _share_where_equal(model: nn.Module, parts: list[Part]) -> None:
         holders = [content for path in paths if isinstance(content := contents.get(path), Factors)]
         for other in holders[1:]:
             if holders[0].equals(other):
-                other.lora_A, other.lora_B = holders[0].lora_A, holders[0].lora_B
+                _share(holders[0], other)
 
 
 @dataclass(eq=False)
@@ -185,13 +194,24 @@ class _Binding:
         if kind is None:
             self.problems.append(f"{found}, but a {type(module).__name__} is no layer that weft adapts")
             return
-        refusal = "its forward was replaced on the object" if foreign_forward(module) else kind.refusal(module)
+        refusal = (
+            "its forward was replaced on the object"
+            if foreign_forward(module)
+            else kind.refusal(module) or self.rule.refusal(kind, module)
+        )
         if refusal is not None:
             self.problems.append(f"{found}, but {refusal}")
             return
         out, width = kind.shape(module)
         if value.shape != (out, width) or layout != kind.layout(module):
             self.problems.append(f"{found}, expected B ({out}, r) and A (r, {width}) ({kind.layout(module)})")
+            return
+        magnitude = self.adapter.magnitudes.get(path)
+        size = kind.shape(module)[kind.output_dim] if self.rule.trains_magnitude else None
+        if (None if magnitude is None else tuple(magnitude.shape)) != (None if size is None else (size,)):
+            expected = "none with this variant" if size is None else f"({size})"
+            there = "none" if magnitude is None else _shape(magnitude)
+            self.problems.append(f"{path}: found magnitudes {there}, expected {expected}")
             return
         key = f"{path}.weight"
         weight = self.left.pop(key, None)
@@ -209,6 +229,7 @@ class _Binding:
             self.rule,
             dropout=self.adapter.config.dropout if self.trainable and layout.kind != "embedding" else 0.0,
             bias=None if bias is None else self._own(bias, device),
+            magnitude=None if magnitude is None else self._own(magnitude, device),
             trainable=self.trainable,
         )
         self.parts.append(Part(path, module, kind, content))

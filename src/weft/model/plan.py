@@ -12,6 +12,7 @@ from weft.model.modules import base_modules, base_parameters
 from weft.model.targeting import add_sharing_modules, choose, further_biases, trained_modules
 from weft.nn import layer_kind_of
 from weft.patterns import first_match, matches, nothing_matched
+from weft.variants import rule_for
 
 _BYTES = 4  # factors are trained and saved in float32
 
@@ -26,6 +27,7 @@ class PlannedModule:
         shape: (out, in) of its factors.
         rank, alpha, scaling: of this module, patterns applied.
         bias: whether its bias would be trained.
+        magnitudes: how many magnitudes the variant would train for it: DoRA one for each output.
         reason: the pattern that chose it.
         shares: the path of the module whose weight, and so whose factors, it shares; or None.
     """
@@ -37,13 +39,14 @@ class PlannedModule:
     alpha: float
     scaling: float
     bias: bool
+    magnitudes: int
     reason: str
     shares: str | None
 
     @property
     def parameters(self) -> int:
         """Values trained for this module."""
-        factors = 0 if self.shares else self.rank * sum(self.shape)
+        factors = 0 if self.shares else self.rank * sum(self.shape) + self.magnitudes
         return factors + (self.shape[0] if self.bias else 0)
 
 
@@ -91,7 +94,7 @@ class Plan:
             "bytes": self.nbytes,
             "modules": [
                 {"path": m.path, "kind": m.kind, "shape": list(m.shape), "rank": m.rank, "alpha": m.alpha,
-                 "scaling": m.scaling, "bias": m.bias, "parameters": m.parameters, "reason": m.reason,
+                 "scaling": m.scaling, "bias": m.bias, "magnitudes": m.magnitudes, "parameters": m.parameters, "reason": m.reason,
                  "shares": m.shares}
                 for m in self.modules
             ],
@@ -194,4 +197,6 @@ def _planned(path: str, module: nn.Module, config: LoRAConfig, reason: str, shar
         )
     has_bias = module._parameters.get("bias") is not None
     bias = config.bias != "none" and has_bias
-    return PlannedModule(path, kind.kind, shape, rank, alpha, config.scaling(alpha, rank), bias, reason, shares)
+    magnitudes = shape[kind.output_dim] if rule_for(config.variant).trains_magnitude else 0
+    scaling = config.scaling(alpha, rank)
+    return PlannedModule(path, kind.kind, shape, rank, alpha, scaling, bias, magnitudes, reason, shares)

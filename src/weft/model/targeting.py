@@ -9,6 +9,7 @@ from weft.model.modules import base_modules, output_heads, sharing
 from weft.nn import Adapted, BiasLayer, LoRALayer, ReplacedModule, layer_kind_of
 from weft.nn.bank import foreign_forward
 from weft.patterns import block_index, first_match, matches, nothing_matched
+from weft.variants import rule_for
 
 
 def trained_modules(modules: list[tuple[str, nn.Module]], config: LoRAConfig) -> list[str]:
@@ -135,7 +136,7 @@ def _refusal(path: str, module: nn.Module, kind: type[LoRALayer], parent: nn.Mod
         return "its forward was replaced on the object, so an adapter would never be called"
     if config.dropout > 0 and kind.layout(module).kind == "embedding":
         return "dropout has nothing to drop in token ids; use dropout=0"
-    return kind.refusal(module)
+    return kind.refusal(module) or rule_for(config.variant).refusal(kind, module)
 
 
 def add_sharing_modules(
@@ -146,10 +147,13 @@ def add_sharing_modules(
     The weight is one, so its change must be one: both modules get the same factors.
     """
     shared_with: dict[str, str] = {}
+    rule = rule_for(config.variant)
     for paths in sharing(model).values():
         first = next((path for path in paths if path in chosen), None)
         if first is None:
             continue
+        first_kind = layer_kind_of(by_path[first])
+        assert first_kind is not None
         for path in paths:
             if path == first:
                 continue
@@ -157,7 +161,9 @@ def add_sharing_modules(
             reason = (
                 f"exclude {first_match(config.exclude, path)!r}"
                 if first_match(config.exclude, path) is not None
-                else "it is no layer that weft adapts" if kind is None else kind.refusal(by_path[path])
+                else "it is no layer that weft adapts" if kind is None
+                else kind.refusal(by_path[path]) or rule.refusal(kind, by_path[path])
+                or rule.sharing_refusal(first_kind, kind)
             )  # fmt: skip
             if reason is not None:
                 raise TargetError(

@@ -4,9 +4,9 @@ Three things vary and are kept apart: the layer's kind (a subclass here), the in
 and the variant (`weft.variants`), whose rule each `Factors` carries.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,41 @@ from weft.nn.bank import Adapted
 from weft.registry import Registry
 
 
-class VariantRule(Protocol):
-    """What a variant does with a layer; `weft.variants` registers one rule for each type of variant."""
+class VariantRule(ABC):
+    """What a variant does with a layer; `weft.variants` registers one rule for each type of variant.
 
+    Attributes:
+        additive: whether the change of the weight is the same whatever the weight is. Only such a change can be
+            subtracted again, as a merge with ``undo="patch"`` does; for others a snapshot is kept.
+        trains_magnitude: whether `Factors.magnitude` is trained.
+    """
+
+    additive: ClassVar[bool] = False
+    trains_magnitude: ClassVar[bool] = False
+
+    @abstractmethod
     def output(self, layer: "LoRALayer", output: Tensor, x: Tensor, factors: "Factors", scale: float) -> Tensor:
         """The layer's output with this adapter, from the `output` without it."""
 
-    def weight(self, layer: "LoRALayer", weight: Tensor, factors: "Factors", scale: float) -> Tensor:
+    @abstractmethod
+    def weight(self, layer: "LoRALayer", weight: Tensor, base: Tensor, factors: "Factors", scale: float) -> Tensor:
         """The layer's weight with this adapter, as a matrix (out, in), from the `weight` without it.
 
-        It may be written in place of `weight`. Computed in the dtype of `weight`: float32, or float64.
+        It may be written in place of `weight`. Computed in the dtype of `weight`: float32, or float64. `base` is W
+        itself, which is `weight` where no other adapter changed it before; for an additive rule it may be zeros.
         """
+
+    def refusal(self, kind: type["LoRALayer"], module: nn.Module) -> str | None:
+        """Why this variant cannot adapt a module that its layer kind can; None if it can."""
+        return None
+
+    def sharing_refusal(self, kind: type["LoRALayer"], other: type["LoRALayer"]) -> str | None:
+        """Why two modules of these kinds that share one weight cannot share one adapter's part; None if they can."""
+        return None
+
+    def start_magnitude(self, kind: type["LoRALayer"], W: Tensor, factors: "Factors") -> Tensor | None:
+        """The magnitude that a new adapter starts from, for the weight as a matrix W (out, in), or None."""
+        return None
 
 
 class Factors(nn.Module):
@@ -41,6 +65,7 @@ class Factors(nn.Module):
         bias: the bias that replaces the base's, or None where it is not trained.
         offset_A, offset_B: A0 (r, in) and B0 (out, r) of an initializer that starts from W itself: the change
             is s (B A - B0 A0), zero at the start. None for the others.
+        magnitude: one number for each of the layer's outputs, where the variant trains them; None for the others.
         scaling: s.
         dropout: the probability of dropping an entry of the branch's input.
     """
@@ -48,6 +73,7 @@ class Factors(nn.Module):
     lora_A: Tensor
     lora_B: Tensor
     bias: nn.Parameter | None
+    magnitude: nn.Parameter | None
     offset_A: Tensor | None
     offset_B: Tensor | None
 
@@ -61,12 +87,14 @@ class Factors(nn.Module):
         dropout: float = 0.0,
         bias: Tensor | None = None,
         offset: tuple[Tensor, Tensor] | None = None,
+        magnitude: Tensor | None = None,
         trainable: bool = True,
     ) -> None:
         super().__init__()
         self.lora_A = nn.Parameter(A, requires_grad=trainable)
         self.lora_B = nn.Parameter(B, requires_grad=trainable)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=trainable)
+        self.magnitude = None if magnitude is None else nn.Parameter(magnitude, requires_grad=trainable)
         self.register_buffer("offset_A", None if offset is None else offset[0])
         self.register_buffer("offset_B", None if offset is None else offset[1])
         self.scaling = scaling
@@ -82,8 +110,10 @@ class Factors(nn.Module):
 
     def equals(self, other: "Factors") -> bool:
         """Whether the other factors are these, or hold the same values."""
+        mine, theirs = self.magnitude, other.magnitude
         return self is other or (
             self.scaling == other.scaling
+            and (mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs)))
             and torch.equal(self.lora_A, other.lora_A)
             and torch.equal(self.lora_B, other.lora_B)
         )
@@ -94,11 +124,18 @@ class Factors(nn.Module):
 
 
 class LoRALayer(Adapted):
-    """A base layer with low-rank changes: ``output = base(x) + sum of s B A x`` over the active adapters."""
+    """A base layer with low-rank changes: ``output = base(x) + sum of s B A x`` over the active adapters.
+
+    Attributes:
+        kind: the layer kind's name.
+        output_dim: the dimension of the matrix (out, in) along which the layer's outputs lie. An embedding, whose
+            matrix is its table (V, d), answers with entries of a row: 1.
+    """
 
     weight: Tensor
     bias: Tensor
     kind: ClassVar[str]
+    output_dim: ClassVar[int] = 0
 
     def forward(self, input: Tensor) -> Tensor:
         """The base's output, changed by each active adapter in turn; shapes are the base layer's."""
@@ -130,7 +167,7 @@ class LoRALayer(Adapted):
         return ops.drop(x, factors.dropout, self.training)
 
     def as_bias(self, bias: Tensor) -> Tensor:
-        """A bias (out) in a shape that adds to the layer's output."""
+        """A bias, or another value for each output (out), in a shape that broadcasts over the layer's output."""
         return bias
 
     @classmethod

@@ -18,6 +18,7 @@ class LoRAEmbedding(LoRALayer):
     """y = (W + s B A)[ids], for W (V, d)."""
 
     kind = "embedding"
+    output_dim = 1
     padding_idx: int | None
     scale_grad_by_freq: bool
 

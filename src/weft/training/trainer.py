@@ -168,8 +168,11 @@ class AdapterTrainer(Trainer):
             for name, part in module.adapters.items():
                 if not state.adapters[name].trainable:
                     continue
-                learned = [part.lora_B] if isinstance(part, Factors) else list(part.parameters())
-                if all(parameter.grad is None for parameter in learned):
+                if isinstance(part, Factors):  # A gets one too, but zero while B is
+                    learns = all(p.grad is not None for p in (part.lora_B, part.magnitude) if p is not None)
+                else:
+                    learns = any(parameter.grad is not None for parameter in part.parameters())
+                if not learns:
                     missing.append(path if name in state.active else f"{path} (the adapter {name!r} is not active)")
         if missing:
             listed = "\n  ".join(missing[:_LISTED]) + (
