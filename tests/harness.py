@@ -154,6 +154,12 @@ MODELS = (
         partial(torch.randn, 3, 5),
         weft.LoRAConfig(rank=2, targets="0", train_modules=("1",)),
     ),
+    Case(
+        "rank_stabilized",
+        lambda: [nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6)],
+        partial(torch.randn, 3, 5),
+        weft.LoRAConfig(rank=2, targets="all-linear", rank_pattern={"2": 3}, scaling=weft.RankStabilized()),
+    ),
     Case("tied", lambda: [nn.Embedding(9, 5), nn.Linear(5, 9)], _ids, tied=True),
     Case(
         "tied_biases",
@@ -165,7 +171,23 @@ MODELS = (
 )
 """Several layers together: biases, whole modules, tied weights."""
 
-CASES = LAYERS + MODELS
+
+def _with_dora(cases: tuple[Case, ...], *names: str) -> tuple[Case, ...]:
+    return tuple(
+        replace(case.with_config(variant=weft.DoRA()), name=f"{case.name}_dora") for case in cases if case.name in names
+    )
+
+
+DORA_LAYERS = _with_dora(
+    LAYERS, "linear", "linear_vector", "linear_no_bias", "linear_subclass", "gpt2_conv1d", "embedding",
+    "embedding_padding", "conv1d_unbatched", "conv2d_depthwise", "conv2d_reflect", "conv3d_same_circular",
+)  # fmt: skip
+DORA_MODELS = _with_dora(
+    MODELS, "bias_gpt2_conv1d", "bias_conv2d", "bias_all_conv_norm", "whole_head", "rank_stabilized", "tied_biases"
+)  # fmt: skip
+"""With DoRA, which trains magnitudes too: each layer kind, and what else meets them in a model."""
+
+CASES = LAYERS + MODELS + DORA_LAYERS + DORA_MODELS
 
 
 def pretend_training(model: nn.Module, seed: int = 2) -> None:

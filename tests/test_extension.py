@@ -72,7 +72,7 @@ class Hadamard(Variant):
 
 
 @dataclass(frozen=True)
-class HadamardRule:
+class HadamardRule(VariantRule):
     """Computes the product with W * (s B A) as that with its trivial factors, the identity and itself."""
 
     def output(self, layer: LoRALayer, output: Tensor, x: Tensor, factors: Factors, scale: float) -> Tensor:
@@ -81,9 +81,8 @@ class HadamardRule:
         product = layer.product(layer.branch_input(x, factors), torch.eye(W.shape[1], dtype=W.dtype), change)
         return torch.add(output, product, alpha=scale)
 
-    def weight(self, layer: LoRALayer, weight: Tensor, factors: Factors, scale: float) -> Tensor:
-        return weight.addcmul_(layer.matrix(layer).detach().to(weight.dtype),
-                               factors.low_rank().dense(weight.dtype), value=scale)  # fmt: skip
+    def weight(self, layer: LoRALayer, weight: Tensor, base: Tensor, factors: Factors, scale: float) -> Tensor:
+        return weight.addcmul_(base, factors.low_rank().dense(weight.dtype), value=scale)
 
 
 @rule_for.register
@@ -175,6 +174,9 @@ class LoRAHeadedLinear(LoRALayer):
     def as_weight(cls, module: nn.Module, matrix: Tensor) -> Tensor:
         return matrix.T.unflatten(1, module.weight.shape[1:])
 
+    def as_bias(self, bias: Tensor) -> Tensor:
+        return bias.reshape(self.weight.shape[1:])
+
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return ops.linear(x, A, B).unflatten(-1, self.weight.shape[1:])
 
@@ -186,8 +188,13 @@ HEADED = (
 )  # fmt: skip
 
 
-# PiSSA's start is a part of W, which is zero in W + s (B A - B0 A0) alone: it goes with LoRA and no other variant.
-COMBINATIONS = [(weft.LoRA(), weft.Kaiming()), (weft.LoRA(), weft.PiSSA()), (Hadamard(), Orthogonal())]
+# PiSSA's start is a part of W, which is zero in W + s (B A - B0 A0) alone: it does not go with every variant.
+COMBINATIONS = [
+    (weft.LoRA(), weft.Kaiming()),
+    (weft.LoRA(), weft.PiSSA()),
+    (weft.DoRA(), weft.Kaiming()),
+    (Hadamard(), Orthogonal()),
+]
 
 
 @pytest.mark.parametrize(("variant", "init"), COMBINATIONS, ids=repr)

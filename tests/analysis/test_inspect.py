@@ -45,6 +45,14 @@ def test_orthonormal_factors_use_every_dimension() -> None:
     assert numbers.effective_rank == pytest.approx(3, rel=1e-5)
 
 
+def test_magnitudes_are_averaged_and_counted() -> None:
+    value, m = weft.LowRank(torch.randn(3, 2), torch.randn(2, 4)), torch.tensor([1.0, 2.0, 6.0])
+    adapter = adapter_of({"a": value, "b": value}, magnitudes={"a": m, "b": m})
+    (first, second) = inspect(adapter).modules
+    assert first.magnitude == second.magnitude == 3
+    assert (first.nbytes, second.nbytes) == (4 * (6 + 8 + 3), 0)
+
+
 def test_shared_factors_are_counted_once() -> None:
     value = weft.LowRank(torch.randn(6, 2), torch.randn(2, 6))
     adapter = adapter_of({"a.0": value, "a.1": value, "b": value}, tensors={"head.weight": torch.zeros(3, 2)})

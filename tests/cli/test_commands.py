@@ -122,6 +122,25 @@ def test_plan_prints_a_table(llama: Made, run: Run) -> None:
     assert "0.self_attn.q_proj" in run("plan", llama.base, "--rank", 2, "--targets", "q_proj", "--modules").stdout
 
 
+def test_plan_and_inspect_show_magnitudes(llama: Made, run: Run, tmp_path: Path) -> None:
+    words = ("plan", llama.base, "--rank", 2, "--targets", "q_proj", "--variant", "dora")
+    model = llama.model()
+    adapter = weft.collect(weft.attach(model, weft.LoRAConfig(rank=2, targets="q_proj", variant=weft.DoRA())))
+    magnitudes = sum(m.numel() for m in adapter.magnitudes.values())
+    assert f"{magnitudes} of them are magnitudes" in " ".join(run(*words).stdout.split())
+    document = json.loads(run(*words, "--json").stdout)
+    assert sum(m["magnitudes"] for m in document["modules"]) == magnitudes
+    assert document["parameters"] == adapter.num_parameters
+
+    adapter.save(tmp_path)
+    document = json.loads(run("inspect", tmp_path, "--json").stdout)
+    assert document["config"]["variant"] == "dora"
+    assert document["bytes"] == adapter.nbytes
+    means = {path: m.mean().item() for path, m in adapter.magnitudes.items()}
+    assert {m["path"]: m["magnitude"] for m in document["modules"]} == pytest.approx(means)
+    assert "magnitude" in run("inspect", tmp_path).stdout
+
+
 def test_plan_takes_a_classifier_as_its_configuration_names_it(classifier: Made, run: Run) -> None:
     result = run("plan", classifier.base, "--rank", 2, "--train-modules", "classifier", "--targets", "query", "--json")
     assert json.loads(result.stdout)["trained"] == {"classifier": 3 * 32 + 3}

@@ -78,6 +78,19 @@ def test_files_are_bit_for_bit_those_of_merging_in_memory(
     assert report["mean_relative_change"] == pytest.approx(sum(relative) / len(relative), rel=1e-4)
 
 
+@pytest.mark.parametrize(("name", "targets"), [("llama", "all-linear"), ("gpt2", ("c_attn", "c_fc"))])
+def test_dora_is_merged_alike(name: str, targets: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    made: Made = request.getfixturevalue(name)
+    model = made.model()
+    weft.attach(model, weft.LoRAConfig(rank=2, targets=targets, variant=weft.DoRA()))
+    with torch.no_grad():
+        for parameter in weft.trainable_parameters(model):
+            parameter += 0.1 * torch.randn_like(parameter)
+    dora = replace(made, adapter=weft.collect(model))
+    merge_files(made.base, dora.adapter, tmp_path / "merged")
+    assert_same(tensors(tmp_path / "merged"), merged_in_memory(dora, tmp_path / "expected"))
+
+
 def test_the_result_is_a_plain_checkpoint_with_its_tokenizer(llama: Made, run: Run, tmp_path: Path) -> None:
     (llama.base / "README.md").write_text("the base's card")
     result = run("merge", llama.base, llama.adapter_path.parent, "-o", tmp_path / "new" / "merged")  # a run's folder

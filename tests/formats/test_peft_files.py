@@ -86,7 +86,8 @@ def test_peft_defaults_stand_in_for_missing_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"use_dora": True}, "use_dora: True is not supported; DoRA"),
+        ({"use_dora": True}, r"layers\.0\.q: found no lora_magnitude_vector, which use_dora asks for"),
+        ({"use_dora": 1}, "use_dora: expected bool, found 1"),
         ({"lora_bias": True}, "lora_bias: True"),
         ({"target_parameters": ["experts.w1"]}, r"target_parameters: \['experts.w1'\] .*raw parameters"),
         ({"trainable_token_indices": [3]}, r"trainable_token_indices: \[3\]"),
@@ -122,15 +123,54 @@ def test_what_weft_cannot_represent_is_refused_by_name(fields: dict[str, Any], m
 
 
 def test_all_refused_fields_are_in_one_message(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"(?s)lora_bias.*use_dora"):
-        weft.load(_write(tmp_path, CONFIG | {"use_dora": True, "lora_bias": True}))
+    with pytest.raises(FormatError, match=r"(?s)lora_bias.*use_qalora"):
+        weft.load(_write(tmp_path, CONFIG | {"use_qalora": True, "lora_bias": True}))
+
+
+@pytest.mark.parametrize("end", ["", ".weight", ".default", ".default.weight", ".weight.weight"])
+def test_the_key_of_doras_magnitudes_as_every_version_of_peft_has_it(end: str, tmp_path: Path) -> None:
+    tensors = FACTORS | {f"{Q}.lora_magnitude_vector{end}": torch.arange(4.0)}
+    adapter = weft.load(_write(tmp_path, CONFIG | {"use_dora": True}, tensors))
+    assert adapter.config.variant == weft.DoRA()
+    assert torch.equal(adapter.magnitudes["layers.0.q"], torch.arange(4.0))
+
+
+def test_use_dora_that_was_edited_is_noticed(tmp_path: Path) -> None:
+    dora = weft.LoRAConfig(rank=2, alpha=4, targets=("q",), variant=weft.DoRA())
+    _adapter(config=dora, magnitudes={"layers.0.q": torch.ones(4)}).save(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["use_dora"] is True
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": False}))
+    with pytest.raises(FormatError, match=r"use_dora in adapter_config\.json is False, but .*variant=DoRA\(\)"):
+        weft.load(tmp_path)
+
+
+def test_a_grouped_convolution_with_magnitudes_is_refused_both_ways(tmp_path: Path) -> None:
+    value, layout = weft.LowRank(torch.randn(4, 2), torch.randn(2, 6), 2.0), weft.Layout("conv", (3,), groups=2)
+    adapter = _adapter(
+        config=weft.LoRAConfig(rank=2, alpha=4, targets=("q",), variant=weft.DoRA()),
+        factors={"layers.0.q": value}, layouts={"layers.0.q": layout}, magnitudes={"layers.0.q": torch.ones(4)},
+    )  # fmt: skip
+    with pytest.raises(FormatError, match=r"layers\.0\.q: PEFT's DoRA .* grouped convolution"):
+        adapter.save(tmp_path / "ours")
+    tensors = {
+        f"{Q}.lora_A.weight": torch.ones(2, 4, 3), f"{Q}.lora_B.weight": torch.ones(4, 1, 1),
+        f"{Q}.lora_magnitude_vector": torch.ones(1, 4, 1),
+    }  # fmt: skip
+    with pytest.raises(FormatError, match=r"layers\.0\.q: PEFT's DoRA .* grouped convolution"):
+        weft.load(_write(tmp_path / "theirs", CONFIG | {"use_dora": True}, tensors))
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({f"{Q}.lora_magnitude_vector": torch.ones(4)}, "DoRA's magnitudes"),
-        ({f"{Q}.lora_magnitude_vector.default.weight": torch.ones(4)}, "DoRA's magnitudes"),
+        ({f"{Q}.lora_magnitude_vector": torch.ones(4)}, r"q: found lora_magnitude_vector \(DoRA\), but use_dora"),
+        ({f"{Q}.lora_magnitude_vector": torch.ones(3)}, r"q: found lora_magnitude_vector \(3\) .*expected \(4,\)"),
+        ({"base_model.model.x.lora_magnitude_vector": torch.ones(4)}, "x: found lora_magnitude_vector without lora_A"),
+        (
+            {f"{Q}.lora_magnitude_vector{end}": torch.ones(4) for end in ("", ".weight")},
+            "a second lora_magnitude_vector of layers.0.q",
+        ),
         ({f"{Q}.lora_B.bias": torch.ones(4)}, "a bias inside the adapter"),
         ({f"{Q}.lora_diag": torch.ones(2)}, "part of a LoRA variant that weft does not know"),
         ({"base_model.model.e.token_adapter.trainable_tokens_delta": torch.ones(1, 2)}, "trained token rows"),
@@ -428,18 +468,21 @@ def _adapters(draw: st.DrawFn) -> weft.Adapter:
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    factors, layouts = {}, {}
+    factors, layouts, magnitudes = {}, {}, {}
+    variant = draw(st.sampled_from([weft.LoRA(), weft.DoRA()]))
     for path in draw(st.lists(_PATHS, max_size=6, unique=True)):
         rank, out, kernel, groups = (
             draw(st.integers(1, 5)),
             6,
             (3, 1, 2)[: draw(st.integers(1, 3))],
-            draw(st.sampled_from([1, 2, 3])),
+            draw(st.sampled_from([1, 2, 3] if variant == weft.LoRA() else [1])),
         )
         kind = draw(st.sampled_from(["linear", "embedding", "conv"]))
         width = 2 * (int(torch.tensor(kernel).prod()) if kind == "conv" else 2)
         factors[path] = weft.LowRank(random(out, rank), random(rank, width), draw(_SCALINGS))
         layouts[path] = weft.Layout("conv", kernel, groups) if kind == "conv" else weft.Layout(kind)
+        if variant == weft.DoRA():
+            magnitudes[path] = random(width if kind == "embedding" else out)
     tensors = {"head.dense.weight": random(3, 4), "head.dense.count": torch.tensor(3), "norm.bias": random(4)}
     tensors |= {f"{path}.bias": random(6) for path in list(factors)[:1]}
     config = weft.LoRAConfig(
@@ -448,9 +491,10 @@ def _adapters(draw: st.DrawFn) -> weft.Adapter:
         targets=("a", "re:b.*"),
         train_modules=("head",),
         bias="all",
+        variant=variant,
         scaling=draw(st.sampled_from([weft.Standard(), weft.RankStabilized()])),
     )
-    return weft.Adapter(config, factors, layouts, tensors, None, {"text": draw(st.text(max_size=5))})
+    return weft.Adapter(config, factors, layouts, tensors, None, {"text": draw(st.text(max_size=5))}, magnitudes)
 
 
 @settings(max_examples=40)
@@ -466,6 +510,8 @@ def test_what_is_read_back_is_what_was_saved_bit_for_bit(adapter: weft.Adapter) 
         assert torch.equal(found.B, value.B)
         assert found.scaling == value.scaling
     assert loaded.layouts == adapter.layouts
+    assert loaded.magnitudes.keys() == adapter.magnitudes.keys()
+    assert all(torch.equal(loaded.magnitudes[path], m) for path, m in adapter.magnitudes.items())
     assert loaded.tensors.keys() == adapter.tensors.keys()
     assert all(torch.equal(loaded.tensors[key], value) for key, value in adapter.tensors.items())
     assert (loaded.config, loaded.provenance) == (adapter.config, adapter.provenance)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from harness import CASES, DTYPES, LAYERS, Anatomy, Case, identical, output, pretend_training
+from harness import CASES, DORA_LAYERS, DTYPES, LAYERS, Anatomy, Case, identical, output, pretend_training
 from torch import Tensor, nn
 
 import weft
@@ -26,7 +26,7 @@ def test_outputs_and_the_base_are_what_they_were(case: Case, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("init", INITIALIZERS, ids=repr)
-@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LAYERS + DORA_LAYERS, ids=lambda case: case.name)
 def test_every_initializer_starts_at_the_base_even_under_dropout(case: Case, init: weft.config.Initializer) -> None:
     model, x = case.model(), case.input()
     dropout = 0.0 if isinstance(model[0], nn.Embedding) else 0.5
@@ -192,7 +192,7 @@ def test_a_trainable_adapter_freezes_the_base_and_a_frozen_one_does_not() -> Non
 
 
 def test_several_active_adapters_add_up() -> None:
-    for case in LAYERS:
+    for case in LAYERS + DORA_LAYERS:
         model, x = case.model(torch.float64).eval(), case.input(torch.float64)
         base = output(model, x)
         for seed, name in enumerate(("a", "b")):

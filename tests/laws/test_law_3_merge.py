@@ -4,13 +4,30 @@ The bound. Let u be half the spacing of the dtype at 1 and M = |x| (|W| + |s| |B
 absolute value. Unmerged, in the layer's dtype: A, B and x A^T are rounded (3 u of the branch), the two products,
 their scaling and their sum are rounded (4 u); merged: W + s B A is rounded (u) and so is the product (u). That is at
 most 9 u M. The sums themselves run in float32 (float64 for float64) over n terms in another order: 2 n eps M.
+
+DoRA scales the part before the bias by c = m / n; let M be that sum with the rows of |W| + |s| |B| |A| times
+1 + |c - 1|. Beside LoRA's own error, scaled with it, unmerged: c - 1, u - b and the result are rounded (3 u M); and n^2
+has a part 2 s <B, W A^T> in which A and the product are rounded (2 u), so c is off by at most 2 u times the share
+rho = |s| <|B|, |W| |A|^T> / n^2, which the exact n brings. That is at most (12 + 2 rho) u M, and the sums likewise.
 """
 
 import copy
 
 import pytest
 import torch
-from harness import CASES, DTYPES, LAYERS, Anatomy, Case, adapted, bits, identical, output, pretend_training
+from harness import (
+    CASES,
+    DORA_LAYERS,
+    DTYPES,
+    LAYERS,
+    Anatomy,
+    Case,
+    adapted,
+    bits,
+    identical,
+    output,
+    pretend_training,
+)
 from torch import Tensor, nn
 
 import weft
@@ -58,23 +75,30 @@ def test_a_hundred_cycles_restore_every_bit(case: Case, dtype: torch.dtype, undo
 
 
 def bound(case: Case, model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """9 u M + 2 n eps M, elementwise; see the module."""
+    """9 u M + 2 n eps M, elementwise, with what DoRA adds to both; see the module."""
     layer = model[0]
     factors = layer.adapters["default"]
     absolute = copy.deepcopy(case.model(torch.float64))
     change = factors.scaling * factors.lora_B.double().abs() @ factors.lora_A.double().abs()
+    W, rounded = layer.matrix(layer).detach().double(), 9.0
+    weight = W.abs() + change
+    if factors.magnitude is not None:
+        along = 1 - layer.output_dim
+        n = (W + factors.low_rank().dense(torch.float64)).norm(dim=along, keepdim=True)
+        weight *= 1 + (factors.magnitude.double().reshape(n.shape) / n - 1).abs()
+        rounded = 12 + 2 * float(((change.detach() * W.abs()).sum(along, keepdim=True) / n.square()).max())
     with torch.no_grad():
-        absolute[0].weight.copy_(layer.weight.double().abs() + layer.as_weight(layer, change))
+        absolute[0].weight.copy_(layer.as_weight(layer, weight))
         if getattr(layer, "bias", None) is not None:
             absolute[0].bias.copy_(layer.bias.double().abs())
         M = absolute(x.double().abs() if x.is_floating_point() else x)
     n = factors.lora_A.shape[1] + factors.lora_A.shape[0]
     sums = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    return (9 * HALF_SPACING[dtype] + 2 * n * sums) * M
+    return (rounded * HALF_SPACING[dtype] + 2 * n * sums * rounded / 9) * M
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LAYERS + DORA_LAYERS, ids=lambda case: case.name)
 def test_the_merged_forward_equals_the_unmerged_one_within_the_bound(case: Case, dtype: torch.dtype) -> None:
     model, x = adapted(case, dtype), case.input(dtype)
     limit, unmerged = bound(case, model, x, dtype), output(model, x)
@@ -118,7 +142,7 @@ def test_the_weight_is_rounded_once(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("undo", UNDO)
-@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LAYERS + DORA_LAYERS, ids=lambda case: case.name)
 def test_several_adapters_merge_with_a_scale_each(case: Case, undo: str) -> None:
     model, x = case.model(torch.float64), case.input(torch.float64)
     for seed, name in enumerate(("a", "b", "c")):

@@ -28,6 +28,8 @@ def test_a_collected_adapter_gives_the_same_outputs_on_a_fresh_base(case: Case, 
             assert identical(again.factors[path].A, factors.A)
             assert identical(again.factors[path].B, factors.B)
             assert again.factors[path].scaling == factors.scaling
+        assert again.magnitudes.keys() == adapter.magnitudes.keys()
+        assert all(identical(again.magnitudes[path], m) for path, m in adapter.magnitudes.items())
         assert again.tensors.keys() == adapter.tensors.keys()
         assert all(torch.equal(again.tensors[key], tensor) for key, tensor in adapter.tensors.items())
         assert again.layouts == adapter.layouts

@@ -156,6 +156,15 @@ def test_an_adapter_that_the_loss_does_not_reach_is_named(
     assert "and 6 more" in str(raised.value)
 
 
+def test_a_magnitude_without_a_gradient_is_named(tmp_path: Path, model: LlamaForCausalLM, data: TextDataset) -> None:
+    weft.attach(model, weft.LoRAConfig(rank=2, variant=weft.DoRA()))
+    trainer = AdapterTrainer(model=model, args=arguments(tmp_path), train_dataset=data, data_collator=Collator(1))
+    trainer.train()
+    model.model.layers[0].self_attn.q_proj.adapters["default"].magnitude.requires_grad_(False).grad = None
+    with pytest.raises(TrainingError, match=r"no gradient in 1 modules:\n  model\.layers\.0\.self_attn\.q_proj"):
+        trainer.train()
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, model: LlamaForCausalLM, data: TextDataset) -> None:
     weft.attach(model, CONFIG)
     with torch.no_grad():

@@ -24,7 +24,9 @@ class ModuleNumbers:
         spectral_norm: ||D||_2, the largest factor by which D stretches an input.
         stable_rank: ||D||_F^2 / ||D||_2^2.
         effective_rank: exp of the entropy of D's singular values.
-        nbytes: the size of its factors; 0 where another module's are shared.
+        magnitude: the mean of its trained magnitudes, of a variant that has them; D is then the change before the
+            weight is scaled to them.
+        nbytes: the size of its factors and magnitudes; 0 where another module's are shared.
     """
 
     path: str
@@ -36,6 +38,7 @@ class ModuleNumbers:
     spectral_norm: float
     stable_rank: float
     effective_rank: float
+    magnitude: float | None
     nbytes: int
 
     @property
@@ -79,6 +82,8 @@ def inspect(adapter: Adapter) -> AdapterNumbers:
         if not shared:
             measured[id(factors)] = _measure(factors)
         norm, spectral, stable, effective = measured[id(factors)]
+        magnitude = adapter.magnitudes.get(path)
+        nbytes = factors.B.nbytes + factors.A.nbytes + (0 if magnitude is None else magnitude.nbytes)
         modules.append(
             ModuleNumbers(
                 path,
@@ -90,7 +95,8 @@ def inspect(adapter: Adapter) -> AdapterNumbers:
                 spectral,
                 stable,
                 effective,
-                0 if shared else factors.B.nbytes + factors.A.nbytes,
+                None if magnitude is None else float(magnitude.float().mean()),
+                0 if shared else nbytes,
             )
         )
     return AdapterNumbers(tuple(modules), {name: tensor.nbytes for name, tensor in adapter.tensors.items()})

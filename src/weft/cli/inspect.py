@@ -22,8 +22,9 @@ def inspect(
 
     Reads the adapter alone, no base. For each kind of module the table gives the rank, the scaling s, and of the
     change D = s B A its Frobenius norm, its stable rank ||D||_F^2 / ||D||_2^2 and its effective rank (the exponential
-    of the entropy of its singular values): how many of its dimensions the training made use of. Values are means over
-    the modules of a kind; `--modules` gives each.
+    of the entropy of its singular values): how many of its dimensions the training made use of. With DoRA, D is the
+    change before the weight is scaled, and the mean magnitude stands beside it. Values are means over the modules of a
+    kind; `--modules` gives each.
 
     Examples:
 
@@ -65,6 +66,7 @@ def _document(path: Path, format_name: str, adapter: "Adapter", numbers: "Adapte
                 "spectral_norm": m.spectral_norm,
                 "stable_rank": m.stable_rank,
                 "effective_rank": m.effective_rank,
+                "magnitude": m.magnitude,
                 "bytes": m.nbytes,
             }
             for m in numbers.modules
@@ -91,11 +93,13 @@ def _show(path: Path, format_name: str, adapter: "Adapter", numbers: "AdapterNum
         console.print(f"{name.ljust(width)}  {value}", markup=False, soft_wrap=True)
 
     groups = {m.path: [m] for m in numbers.modules} if each else numbers.by_name()
+    scaled = any(m.magnitude is not None for m in numbers.modules)
+    columns = ("magnitude",) if scaled else ()
     rows: list[tuple[str, ...]] = [
-        ("modules", "count", "out x in", "rank", "scaling", "norm", "stable", "effective", "size")
+        ("modules", "count", "out x in", "rank", "scaling", "norm", "stable", "effective", *columns, "size")
     ]
     for name, group in groups.items():
-        means = (sum(values) / len(group) for values in zip(*map(_spectrum, group), strict=True))
+        means = (sum(values) / len(group) for values in zip(*(_averaged(m) for m in group), strict=True))
         rows.append(
             (
                 name,
@@ -108,7 +112,7 @@ def _show(path: Path, format_name: str, adapter: "Adapter", numbers: "AdapterNum
             )
         )
     for name, nbytes in numbers.tensors.items():
-        rows.append((name, "1", "", "", "", "", "", "", size(nbytes)))
+        rows.append((name, "1", *[""] * (len(rows[0]) - 3), size(nbytes)))
     console.print(table(rows, right=rows[0][1:]))
     total = sum(m.norm**2 for m in numbers.modules) ** 0.5
     console.print(
@@ -117,8 +121,8 @@ def _show(path: Path, format_name: str, adapter: "Adapter", numbers: "AdapterNum
     )
 
 
-def _spectrum(m: "ModuleNumbers") -> tuple[float, float, float]:
-    return m.norm, m.stable_rank, m.effective_rank
+def _averaged(m: "ModuleNumbers") -> tuple[float, ...]:
+    return m.norm, m.stable_rank, m.effective_rank, *([] if m.magnitude is None else [m.magnitude])
 
 
 def _all(values: set[str]) -> str:

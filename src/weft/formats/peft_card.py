@@ -19,6 +19,7 @@ def model_card(adapter: Adapter) -> str:
     rows = {
         "base": base or "not recorded",
         "rank": ", ".join(map(str, ranks)) or "no factors",
+        "variant": adapter.config.variant.name,
         "adapted": f"{len(adapter.factors)} modules ({', '.join(names)})",
         "trained whole": ", ".join(adapter.config.train_modules) or "nothing",
         "parameters": f"{adapter.num_parameters:,}",

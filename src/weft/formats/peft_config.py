@@ -241,8 +241,8 @@ def peft_config(adapter: Adapter, ranks: Mapping[str, int], modules_to_save: lis
     """The fields of an adapter_config.json from which PEFT computes this adapter's ranks and scalings.
 
     Only fields that PEFT has had since 0.5 are written, and the patterns, `use_rslora` and `use_dora` where they are
-    needed, so that old readers take the file too. `fan_in_fan_out` is false also for GPT-2's Conv1D: PEFT sets it for each
-    layer itself.
+    needed, so that old readers take the file too. `fan_in_fan_out` is false also for GPT-2's Conv1D: PEFT sets it for
+    each layer itself.
 
     Args:
         adapter: the adapter.

@@ -40,9 +40,7 @@ _FOREIGN = (
     (re.compile(r".*\.trainable_tokens_(delta|original)(\..*)?"), "trained token rows (trainable_token_indices)"),
     (re.compile(r".*\.lora_[^.]+(\..*)?"), "part of a LoRA variant that weft does not know"),
 )
-_GROUPED_DORA = (
-    "PEFT's DoRA does not compute the norms of a grouped convolution's weight; leave that layer out, or merge the adapter"
-)
+_GROUPED_DORA = "PEFT's DoRA takes other norms of a grouped convolution's weight; leave that layer out, or merge it"
 _NESTED = "an adapter nested inside another one's layer (nn.MultiheadAttention, or target_parameters)"
 
 

@@ -15,7 +15,17 @@ from weft.init import start_factors
 from weft.linalg import LowRank
 from weft.model.modules import base_modules, sharing
 from weft.model.plan import Plan, PlannedModule
-from weft.nn import Adapted, BiasLayer, Factors, LoRALayer, ReplacedModule, TrainedBias, VariantRule, layer_kind_of, unweave
+from weft.nn import (
+    Adapted,
+    BiasLayer,
+    Factors,
+    LoRALayer,
+    ReplacedModule,
+    TrainedBias,
+    VariantRule,
+    layer_kind_of,
+    unweave,
+)
 from weft.nn.bank import foreign_forward
 from weft.nn.offload import onboard
 from weft.nn.replaced import replacing, trained_copy

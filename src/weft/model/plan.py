@@ -94,8 +94,8 @@ class Plan:
             "bytes": self.nbytes,
             "modules": [
                 {"path": m.path, "kind": m.kind, "shape": list(m.shape), "rank": m.rank, "alpha": m.alpha,
-                 "scaling": m.scaling, "bias": m.bias, "magnitudes": m.magnitudes, "parameters": m.parameters, "reason": m.reason,
-                 "shares": m.shares}
+                 "scaling": m.scaling, "bias": m.bias, "magnitudes": m.magnitudes, "parameters": m.parameters,
+                 "reason": m.reason, "shares": m.shares}
                 for m in self.modules
             ],
             "trained": self.trained,
@@ -134,6 +134,9 @@ class Plan:
             f"{self.parameters:,} trained parameters in {len(self.modules)} modules, {self.share:.2%} of "
             f"{self.base_parameters:,}; adapter file about {self.nbytes / 1e6:.1f} MB"
         ]
+        magnitudes = sum(m.magnitudes for m in self.modules if m.shares is None)
+        if magnitudes:
+            remarks.append(f"{magnitudes:,} of them are magnitudes, one for each output of a module (variant=DoRA)")
         for reason, count in Counter(self.skipped.values()).items():
             first = next(path for path, why in self.skipped.items() if why == reason)
             others = f" and {count - 1} more" if count > 1 else ""

@@ -109,7 +109,8 @@ def _rescaled(layer: LoRALayer, u: Tensor, excess: Tensor, bias: Tensor | None) 
 def _squared_norms(kind: type[LoRALayer] | LoRALayer, W: Tensor) -> Tensor:
     """||W_o||^2 for each output o, in float32 or float64."""
     dtype = torch.promote_types(W.dtype, torch.float32)
-    return torch.linalg.vector_norm(W, dim=1 - kind.output_dim, dtype=dtype).square()
+    n: Tensor = torch.linalg.vector_norm(W, dim=1 - kind.output_dim, dtype=dtype)
+    return n.square()
 
 
 @torch.no_grad()
@@ -118,7 +119,7 @@ def _norms(kind: type[LoRALayer] | LoRALayer, W: Tensor, squared: Tensor, change
     B, A, s = change.B, change.A, change.scaling
     if kind.output_dim == 1:
         W, B, A = W.T, A.T, B.T
-    with torch.autocast(W.device.type, enabled=False):
+    with torch.autocast("cpu" if W.is_meta else W.device.type, enabled=False):
         cross = (W @ A.T.to(W.dtype)).to(squared.dtype)  # (outputs, r)
         A, B = A.to(squared.dtype), B.to(squared.dtype)
         inner = (B * torch.addmm(cross, B, A @ A.T, beta=2, alpha=s)).sum(1)
