@@ -75,7 +75,8 @@ class Hadamard(Variant):
 class HadamardRule(VariantRule):
     """Computes the product with W * (s B A) as that with its trivial factors, the identity and itself."""
 
-    def output(self, layer: LoRALayer, output: Tensor, x: Tensor, factors: Factors, scale: float) -> Tensor:
+    def output(self, layer: LoRALayer, output: Tensor | None, x: Tensor, factors: Factors, scale: float) -> Tensor:
+        output = layer.base_output(x) if output is None else output
         W = layer.matrix(layer).detach()
         change = W * (factors.scaling * factors.lora_B @ factors.lora_A).to(W.dtype)
         product = layer.product(layer.branch_input(x, factors), torch.eye(W.shape[1], dtype=W.dtype), change)

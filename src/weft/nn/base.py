@@ -32,8 +32,11 @@ class VariantRule(ABC):
     trains_magnitude: ClassVar[bool] = False
 
     @abstractmethod
-    def output(self, layer: "LoRALayer", output: Tensor, x: Tensor, factors: "Factors", scale: float) -> Tensor:
-        """The layer's output with this adapter, from the `output` without it."""
+    def output(self, layer: "LoRALayer", output: Tensor | None, x: Tensor, factors: "Factors", scale: float) -> Tensor:
+        """The layer's output with this adapter, from the `output` without it.
+
+        None stands for ``layer.base_output(x)``, not computed yet: a rule may then compute both at once.
+        """
 
     @abstractmethod
     def weight(self, layer: "LoRALayer", weight: Tensor, base: Tensor, factors: "Factors", scale: float) -> Tensor:
@@ -101,6 +104,11 @@ class Factors(nn.Module):
         self.dropout = dropout
         self.rule = rule
 
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """A and B, read past the attribute look-up of `nn.Module`, which costs more than a small product."""
+        parameters = self._parameters
+        return parameters["lora_A"], parameters["lora_B"]  # type: ignore[return-value]  # never None
+
     def low_rank(self) -> LowRank:
         """The change of the weight, as a value that shares these tensors: s (B A), or s (B A - B0 A0) at rank 2r."""
         value = LowRank(self.lora_B.detach(), self.lora_A.detach(), self.scaling)
@@ -139,27 +147,38 @@ class LoRALayer(Adapted):
 
     def forward(self, input: Tensor) -> Tensor:
         """The base's output, changed by each active adapter in turn; shapes are the base layer's."""
-        output: Tensor = super().forward(input)  # the base layer's class comes next in the MRO
+        output = None
+        bank = self._modules["adapters"]._modules  # type: ignore[union-attr]  # as in `Factors.pair`
         for name, scale in self.active.items():
-            factors = self.adapters[name]
+            factors = bank[name]
             assert isinstance(factors, Factors)
-            if factors.lora_A.is_meta and not input.is_meta:
+            A, _ = factors.pair()
+            if A.is_meta and not input.is_meta:
                 raise StateError(
                     f"the factors of adapter {name!r} hold no values (on the meta device, or offloaded); "
                     "dispatch or offload the model before attaching an adapter, not after"
                 )
             output = factors.rule.output(self, output, input, factors, scale)
-            if factors.bias is not None:
-                output = output + scale * self.as_bias(factors.bias - self.bias).to(output.dtype)
+            bias = factors._parameters.get("bias")
+            if bias is not None:
+                output = output + scale * self.as_bias(bias - self.bias).to(output.dtype)
+        return self.base_output(input) if output is None else output
+
+    def base_output(self, x: Tensor) -> Tensor:
+        """The output of the layer without its adapters."""
+        output: Tensor = super().forward(x)  # the base layer's class comes next in the MRO
         return output
 
-    def add_update(self, output: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor:
-        """The output plus scaling times the product of x, dropped out, with B A, or with B A - B0 A0."""
-        if factors.offset_A is None or factors.offset_B is None:
+    def add_update(self, output: Tensor | None, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+        """The output (None: the base's) plus scaling times the product of x, dropped out, with B A or B A - B0 A0."""
+        offset_A, offset_B = factors._buffers["offset_A"], factors._buffers["offset_B"]
+        if offset_A is None or offset_B is None:
             return self.add_product(output, x, factors, scaling)
+        if output is None:
+            output = self.base_output(x)
         # Two products of one shape, subtracted: exactly zero while the factors are where they started.
         x = self.branch_input(x, factors)
-        update = self.product(x, factors.lora_A, factors.lora_B) - self.product(x, factors.offset_A, factors.offset_B)
+        update = self.product(x, *factors.pair()) - self.product(x, offset_A, offset_B)
         return torch.add(output, update.to(output.dtype), alpha=scaling)
 
     def branch_input(self, x: Tensor, factors: Factors) -> Tensor:
@@ -204,9 +223,11 @@ class LoRALayer(Adapted):
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         """The layer's output if B A were its weight and it had no bias."""
 
-    def add_product(self, output: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor:
-        """The output plus scaling times `product` of `branch_input`; a kind with a faster way to them takes it."""
-        product = self.product(self.branch_input(x, factors), factors.lora_A, factors.lora_B)
+    def add_product(self, output: Tensor | None, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+        """The output (None: the base's) plus scaling times `product` of `branch_input`; a faster way overrides it."""
+        if output is None:
+            output = self.base_output(x)
+        product = self.product(self.branch_input(x, factors), *factors.pair())
         return torch.add(output, product.to(output.dtype), alpha=scaling)
 
 

@@ -1,7 +1,5 @@
 """Linear layers: torch's and every subclass of it, and GPT-2's Conv1D, which stores the transpose."""
 
-from types import MethodType
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,10 +47,8 @@ class LoRALinear(LoRALayer):
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return ops.linear(x, A, B)
 
-    def add_product(self, output: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor:
-        base_forward = super(Adapted, self).forward  # torch's own writes a new tensor, and keeps nothing of it
-        own = isinstance(base_forward, MethodType) and base_forward.__func__ is nn.Linear.forward
-        return _add(self, output, x, factors, scaling, own)
+    def add_product(self, output: Tensor | None, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+        return _add_product(self, output, x, factors, scaling)
 
 
 @register_layer_kind
@@ -90,10 +86,27 @@ class LoRATransposedLinear(LoRALayer):
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return ops.linear(x, A, B)
 
-    def add_product(self, output: Tensor, x: Tensor, factors: Factors, scaling: float) -> Tensor:
-        return _add(self, output, x, factors, scaling, own=False)
+    def add_product(self, output: Tensor | None, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+        return _add_product(self, output, x, factors, scaling)
 
 
-def _add(layer: LoRALayer, output: Tensor, x: Tensor, factors: Factors, scaling: float, own: bool) -> Tensor:
+def _add_product(layer: LoRALayer, output: Tensor | None, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+    """`LoRALayer.add_product`, in one operation with the base's product where that is nothing but x W^T + b.
+
+    A weight or a bias that gets a gradient, a tensor of a type of its own, and the forward of a subclass, which
+    computes the same (`refusal`) but perhaps with a weight of another form, are left to the base.
+    """
     dropout = factors.dropout if layer.training else 0.0
-    return ops.add_linear(output, x, factors.lora_A, factors.lora_B, scaling, own, dropout)
+    A, B = factors.pair()
+    if output is None:
+        weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
+        transposed = isinstance(layer, LoRATransposedLinear)
+        if (
+            type(weight) is nn.Parameter
+            and not weight.requires_grad
+            and (bias is None or not bias.requires_grad)
+            and (transposed or super(Adapted, type(layer)).forward is nn.Linear.forward)
+        ):
+            return ops.adapted_linear(x, weight.T if transposed else weight, bias, A, B, scaling, dropout)
+        output = layer.base_output(x)
+    return ops.add_linear(output, x, A, B, scaling, dropout)

@@ -1,6 +1,7 @@
 """The low-rank arithmetic as tensor functions, with no modules and no adapters."""
 
-from weft.ops.linear import add_linear
-from weft.ops.reference import conv, drop, embedding, linear
+from weft.ops.dropout import drop
+from weft.ops.linear import adapted_linear, add_linear
+from weft.ops.reference import conv, embedding, linear
 
-__all__ = ["add_linear", "conv", "drop", "embedding", "linear"]
+__all__ = ["adapted_linear", "add_linear", "conv", "drop", "embedding", "linear"]

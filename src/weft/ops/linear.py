@@ -1,133 +1,216 @@
-"""The adapter's branch of a linear layer, added to the base's output with no temporary of the output's size.
+"""A linear layer with its adapter's branch as one operation, forward and backward.
 
-For y0 (T, out), x (T, in), A (r, in), B (out, r):
+For x (T, in), W (out, in), A (r, in), B (out, r):
 
-    h = x A^T                    (T, r)      saved
-    y = y0 + s h B^T             (T, out)    one accumulating product; s is folded in
+    h = A x^T                        (r, T)      saved
+    y = x W^T + b,  y += s h^T B^T   (T, out)    one accumulating product; s is folded in
 
-and from g = dL/dy, with k = g B (T, r):
+and from g = dL/dy, with k = B^T g^T (r, T):
 
-    dy0 = g      dx = s k A      dA = s k^T x      dB = s g^T h
+    dx = g W,  dx += s k^T A      dA = s k x      dB = s (h g)^T
 
-With dropout, x stands for x with the dropped entries at zero and the others over 1 - p. Only the places of the dropped
-ones are kept (`dropout.py`): that x is made again in the backward pass, and dx is zero at them. So layers that read one
-x still keep one x.
+The small dimension comes first in h, k, dA and dB^T: at rank 8 the other orders of these four products take 1.3 to 7
+times as long (benchmarks/layer.py). Nothing of the size of x or y is written but y and dx; x itself, h and the
+parameters are saved. The eager form (`reference.linear`, scaled and added) makes and reads h B^T, s g, and two
+gradients of x that autograd adds.
 
-The eager form (`reference.linear`, scaled and added) writes h B^T, reads it again to add it, and in the backward pass
-writes s g: three passes over (T, out) that are not here.
+With dropout, the branch reads x with the dropped entries at zero, and s is over 1 - p. Only which they are is kept
+(`dropout.py`): that x is made again in the backward pass, so layers that read one x still keep one x.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from weft.ops import reference
-from weft.ops.dropout import dropped_places
+from weft.ops.dropout import add_kept, draw_dropped, drop, without_dropped
 
-__all__ = ["add_linear"]
-
-# Below this many output values the fixed cost of an autograd Function in Python, some tens of microseconds, is more
-# than the passes that it saves (benchmarks/layer.py).
-_SMALL = 2**16
+__all__ = ["adapted_linear", "add_linear"]
 
 
-def add_linear(
-    y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, own: bool = False, dropout: float = 0.0
+def adapted_linear(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float = 0.0
 ) -> Tensor:
-    """y + s (x A^T) B^T.
+    """x W^T + b + s (x A^T) B^T, for W and b that are frozen: they get no gradient.
 
     Equal to the reference up to rounding, in value and gradient; can be differentiated once (a second time raises).
 
     Args:
-        y: (..., out), the base's output.
-        x: (..., in), the layer's input.
+        x: (..., in).
+        W: (out, in).
+        b: (out), or None.
         A: (r, in).
         B: (out, r).
         scaling: s.
-        own: whether y is the caller's to overwrite: nothing else reads it, nor was it saved for a backward pass.
+        dropout: the probability of dropping an entry of x on its way to A.
+
+    Returns:
+        (..., out), in the dtype of x, or of autocast.
+    """
+    if torch.is_grad_enabled() and (A.requires_grad or B.requires_grad or x.requires_grad):
+        return _learned(x, W, b, A, B, scaling, dropout)
+    y = F.linear(x, W, b)  # under autocast it is in another dtype than x
+    dtype = y.dtype
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    if A.dtype != dtype:
+        A, B = A.to(dtype), B.to(dtype)
+    dropped = None
+    if dropout > 0:
+        dropped, scaling = draw_dropped(x, dropout), scaling / (1 - dropout)
+    _add_branch(y, x, A, B, scaling, dropped)
+    return y
+
+
+def _learned(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float) -> Tensor:
+    if torch.compiler.is_compiling():  # a compiler fuses the passes by itself
+        return _add_eagerly(F.linear(x, W, b), x, A, B, scaling, dropout)
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    # The factors are small, and cast to the activation's dtype; never the activation to theirs.
+    x, W, b, A, B = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype), A.to(dtype), B.to(dtype)
+    dropped = None
+    if dropout > 0:
+        dropped, scaling = draw_dropped(x, dropout), scaling / (1 - dropout)
+    result: Tensor = _AdaptedLinear.apply(x, W, b, A, B, scaling, dropped)  # type: ignore[no-untyped-call]
+    return result
+
+
+def add_linear(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropout: float = 0.0) -> Tensor:
+    """y + s (x A^T) B^T, for an output y that something else computed: a quantized base, or another adapter before.
+
+    Args:
+        y: (..., out).
+        x: (..., in).
+        A: (r, in).
+        B: (out, r).
+        scaling: s.
         dropout: the probability of dropping an entry of x in this product.
 
     Returns:
-        (..., out), in the dtype of y; y itself if it could be overwritten.
+        (..., out), in the dtype of y. As `adapted_linear`, it can be differentiated once.
     """
-    learns = torch.is_grad_enabled() and (x.requires_grad or A.requires_grad or B.requires_grad or y.requires_grad)
-    # With dropout the size alone decides: reentrant checkpointing runs this without gradients first and with them
-    # later, and must meet the same random numbers.
-    small = y.numel() < _SMALL and (learns or dropout > 0)
-    if small or torch.compiler.is_compiling():  # a compiler fuses the passes by itself
-        x = reference.drop(x, dropout, training=True)
-        return torch.add(y, reference.linear(x, A, B).to(y.dtype), alpha=scaling)
-    places = None
-    if dropout > 0:
-        if x.device.type == "cpu":
-            places = dropped_places(x.numel(), dropout, x.device)
-        else:  # a GPU draws numbers for nothing, and would have to wait for the places
-            x, dropout = reference.drop(x, dropout, training=True), 0.0
+    if torch.compiler.is_compiling():
+        return _add_eagerly(y, x, A, B, scaling, dropout)
     # Under autocast y has the product's dtype; the factors are small, and cast to it. x is cast only there.
     x, A, B = x.to(y.dtype), A.to(y.dtype), B.to(y.dtype)
-    if learns:
-        result: Tensor = _AddLinear.apply(y, x, A, B, scaling, own, places, dropout)  # type: ignore[no-untyped-call]
-        return result
-    return _add(y, _dropped(x, places, dropout) @ A.T, B, scaling, own)
+    dropped = None
+    if dropout > 0:
+        dropped, scaling = draw_dropped(x, dropout), scaling / (1 - dropout)
+    result: Tensor = _AddLinear.apply(y, x, A, B, scaling, dropped)  # type: ignore[no-untyped-call]
+    return result
 
 
-def _dropped(x: Tensor, places: Tensor | None, dropout: float) -> Tensor:
-    """x as rows (T, in), with the entries at `places` zero and the others over 1 - dropout."""
-    rows = x.reshape(-1, x.shape[-1])
-    if places is None:
-        return rows
-    rows = rows / (1 - dropout)
-    rows.view(-1)[places] = 0
-    return rows
+def _add_eagerly(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropout: float) -> Tensor:
+    return torch.add(y, reference.linear(drop(x, dropout, training=True), A, B).to(y.dtype), alpha=scaling)
 
 
-def _add(y: Tensor, h: Tensor, B: Tensor, scaling: float, own: bool) -> Tensor:
-    rows = y.reshape(-1, y.shape[-1])  # (T, out)
-    if own and rows.data_ptr() == y.data_ptr():
-        rows.addmm_(h, B.T, alpha=scaling)
+def _add_branch(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropped: Tensor | None) -> Tensor:
+    """Adds the branch's output to y (..., out), contiguous, in place; returns h (r, T)."""
+    x = x if dropped is None else without_dropped(x, dropped)
+    h = A @ x.reshape(-1, x.shape[-1]).T
+    y.view(-1, y.shape[-1]).addmm_(h.T, B.T, alpha=scaling)
+    return h
+
+
+def _factor_gradients(
+    g: Tensor, x: Tensor | None, h: Tensor | None, k: Tensor | None, scaling: float, dropped: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """(dA, dB), each where what it is made of is given: dA from x (T, in) and k, dB from h; g is (T, out)."""
+    dA = dB = None
+    if x is not None and k is not None:
+        x = without_dropped(x, dropped)
+        dA = x.new_empty(k.shape[0], x.shape[1]).addmm_(k, x, beta=0, alpha=scaling)
+    if h is not None:
+        dB = g.new_empty(h.shape[0], g.shape[1]).addmm_(h, g, beta=0, alpha=scaling).T
+    return dA, dB
+
+
+Pass = TypeVar("Pass", bound=Callable[..., Any])
+
+
+def _without_autocast(function: Pass) -> Pass:
+    """A Function's forward or backward, whose tensors have one dtype already: accumulating products need that."""
+
+    @wraps(function)
+    def run(ctx: Any, first: Tensor, *rest: Any) -> Any:
+        device = first.device.type
+        if not torch.is_autocast_enabled(device):
+            return function(ctx, first, *rest)
+        with torch.autocast(device, enabled=False):
+            return function(ctx, first, *rest)
+
+    return cast(Pass, run)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
+        dropped: Tensor | None,
+    ) -> Tensor:
+        y = F.linear(x, W, b)
+        h = _add_branch(y, x, A, B, scaling, dropped)
+        need_A, need_B = ctx.needs_input_grad[3:5]
+        ctx.save_for_backward(x if need_A else None, W, A, B, h if need_B else None, dropped)
+        ctx.scaling, ctx.shape = scaling, x.shape
         return y
-    return torch.addmm(rows, h, B.T, alpha=scaling).view(y.shape)
+
+    @staticmethod
+    @once_differentiable
+    @_without_autocast
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, W, A, B, h, dropped = ctx.saved_tensors
+        need_x = ctx.needs_input_grad[0]
+        g = gradient.reshape(-1, gradient.shape[-1])  # (T, out)
+        k = B.T @ g.T if need_x or x is not None else None
+        rows = None if x is None else x.reshape(-1, x.shape[-1])
+        dA, dB = _factor_gradients(g, rows, h, k, ctx.scaling, dropped)
+        dx = None
+        if need_x:
+            assert k is not None
+            dx = g @ W
+            add_kept(dx, k.T, A, ctx.scaling, dropped)
+            dx = dx.view(ctx.shape)
+        return dx, None, None, dA, dB, None, None
 
 
 class _AddLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        y: Tensor,
-        x: Tensor,
-        A: Tensor,
-        B: Tensor,
-        scaling: float,
-        own: bool,
-        places: Tensor | None,
-        dropout: float,
-    ) -> Tensor:
-        h = _dropped(x, places, dropout) @ A.T
-        ctx.save_for_backward(x, h, A, B, places)
-        ctx.scaling, ctx.dropout = scaling, dropout
-        result = _add(y, h, B, scaling, own)
-        if result is y:
-            ctx.mark_dirty(y)
-        return result
+    @_without_autocast
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropped: Tensor | None) -> Tensor:
+        total = y.clone(memory_format=torch.contiguous_format)
+        h = _add_branch(total, x, A, B, scaling, dropped)
+        need_A, need_B = ctx.needs_input_grad[2:4]
+        ctx.save_for_backward(x if need_A else None, A, B, h if need_B else None, dropped)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, h, A, B, places = ctx.saved_tensors
-        need_y, need_x, need_A, need_B = ctx.needs_input_grad[:4]
-        rows = g.reshape(-1, g.shape[-1])  # (T, out)
-        k = rows @ B if need_x or need_A else None  # (T, r)
-        dx = dA = dB = None
-        if k is not None:
-            k *= ctx.scaling  # the smallest place to scale
-            if need_A:
-                dA = k.T @ _dropped(x, places, ctx.dropout)
-            if need_x:
-                dx = ((k / (1 - ctx.dropout) if places is not None else k) @ A).view(x.shape)
-                if places is not None:
-                    dx.view(-1)[places] = 0
-        if need_B:
-            dB = (h.T @ rows).T * ctx.scaling  # as (r, out): the transposed product is several times slower
-        return g if need_y else None, dx, dA, dB, None, None, None, None
+    @_without_autocast
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B, h, dropped = ctx.saved_tensors
+        need_y, need_x = ctx.needs_input_grad[:2]
+        g = gradient.reshape(-1, gradient.shape[-1])  # (T, out)
+        k = B.T @ g.T if need_x or x is not None else None
+        rows = None if x is None else x.reshape(-1, x.shape[-1])
+        dA, dB = _factor_gradients(g, rows, h, k, ctx.scaling, dropped)
+        dx = None
+        if need_x:
+            assert k is not None
+            dx = g.new_zeros(g.shape[0], A.shape[1])
+            add_kept(dx, k.T, A, ctx.scaling, dropped)
+            dx = dx.view(ctx.shape)
+        return gradient if need_y else None, dx, dA, dB, None, None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["conv", "drop", "embedding", "linear"]
+__all__ = ["conv", "embedding", "linear"]
 
 
 def linear(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
@@ -66,8 +66,3 @@ def conv(x: Tensor, A: Tensor, B: Tensor, groups: int, down: Callable[[Tensor, T
     h = down(x, A.repeat(groups, *[1] * (A.ndim - 1)) if groups > 1 else A)
     pointwise = (F.conv1d, F.conv2d, F.conv3d)[A.ndim - 3]
     return pointwise(h, B.to(h.dtype).reshape(*B.shape, *[1] * (A.ndim - 2)), groups=groups)
-
-
-def drop(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Dropout of the branch's input: x itself where there is nothing to drop."""
-    return F.dropout(x, probability) if training and probability > 0 else x

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from weft.config import DoRA
 from weft.linalg import LowRank
-from weft.nn import Adapted, Factors, LoRALayer, VariantRule
+from weft.nn import Factors, LoRALayer, VariantRule
 from weft.variants.rule import rule_for
 
 
@@ -48,15 +48,17 @@ class DoRARule(VariantRule):
 
     trains_magnitude = True
 
-    def output(self, layer: LoRALayer, output: Tensor, x: Tensor, factors: Factors, scale: float) -> Tensor:
+    def output(self, layer: LoRALayer, output: Tensor | None, x: Tensor, factors: Factors, scale: float) -> Tensor:
         """The output, with its change scaled; see the module."""
         excess = _excess(factors, _norms_of(layer, factors))
         bias = getattr(layer, "bias", None)
         if scale == 1 and len(layer.active) == 1:
             return _rescaled(layer, layer.add_update(output, x, factors, factors.scaling), excess, bias)
-        base: Tensor = super(Adapted, layer).forward(x)  # `output` holds other adapters' changes too
-        changed = layer.add_update(base.clone(), x, factors, factors.scaling)
-        return torch.add(output, _rescaled(layer, changed, excess, bias) - base, alpha=scale)
+        base = layer.base_output(x)  # `output` may hold other adapters' changes too
+        changed = layer.add_update(base, x, factors, factors.scaling)
+        return torch.add(
+            base if output is None else output, _rescaled(layer, changed, excess, bias) - base, alpha=scale
+        )
 
     def weight(self, layer: LoRALayer, weight: Tensor, base: Tensor, factors: Factors, scale: float) -> Tensor:
         """weight + (c - 1) base + c s B A, in place of `weight`."""

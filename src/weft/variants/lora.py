@@ -15,7 +15,7 @@ class LoRARule(VariantRule):
 
     additive = True
 
-    def output(self, layer: LoRALayer, output: Tensor, x: Tensor, factors: Factors, scale: float) -> Tensor:
+    def output(self, layer: LoRALayer, output: Tensor | None, x: Tensor, factors: Factors, scale: float) -> Tensor:
         """output + s B A x."""
         return layer.add_update(output, x, factors, scale * factors.scaling)
 
