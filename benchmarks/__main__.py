@@ -1,6 +1,7 @@
-"""All benchmarks, one after the other: ``python -m benchmarks`` (or ``make bench``)."""
+"""All benchmarks, one after the other: ``python -m benchmarks [quick]`` (or ``make bench``, ``make bench-quick``)."""
 
-from benchmarks import attach, layer, merge, step
+from benchmarks import attach, generate, imports, layer, merge, step, train
+from benchmarks.harness import main
 
-for benchmark in (attach, layer, merge, step):
-    benchmark.main()
+if __name__ == "__main__":
+    main(*(each.cases for each in (imports, layer, step, attach, merge, generate, train)))

@@ -1,87 +1,211 @@
-"""Times several ways of doing one thing, interleaved, and keeps the results as data.
+"""Times several ways of doing one thing, taking turns, and keeps what was found as data.
 
-Variants take turns within each round, so that a machine whose speed drifts slows them all alike; what is
-reported is the median over rounds and the median of the per-round ratios to the first variant.
+Variants take turns within each round, so that a machine whose speed drifts slows them all alike. Every round's figure
+is kept: medians, and the ratios of any two variants round by round, are worked out by whoever reads the data.
 """
 
-import json
+import argparse
+import gc
+import multiprocessing
+import os
 import platform
-import statistics
+import resource
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal, TypeVar
 
+import psutil
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.records import RESULTS, Figures, Row, append
+
+Effort = Literal["full", "quick", "tiny"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One variant's figures.
+class Options:
+    """What the command line chose.
 
     Attributes:
-        name: the variant.
-        seconds: the median time of a call.
-        ratio: the median over rounds of its time over the first variant's in that round.
-        rounds: how many rounds there were.
+        effort: full; quick, the same on small settings within a minute; tiny, only to see that everything runs.
+        rows: the JSONL file of rows for the training benchmark; None for the standard library's functions.
     """
 
-    name: str
-    seconds: float
-    ratio: float
-    rounds: int
+    effort: Effort = "full"
+    rows: Path | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long to take turns in one case, about."""
+        return {"full": 40.0, "quick": 1.0, "tiny": 0.0}[self.effort]
 
 
-def compare(variants: Mapping[str, Callable[[], object]], rounds: int = 20, warmup: int = 2) -> list[Measurement]:
-    """Calls every variant once a round; the first is what the ratios are to."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(warmup + rounds):
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure: a benchmark in one setting.
+
+    Attributes:
+        benchmark: the name of the file of results.
+        setting: what the figures depend on, beside the machine.
+        measure: does the work, and returns variant -> quantity -> its figures, one a round.
+    """
+
+    benchmark: str
+    setting: Mapping[str, str | int | float]
+    measure: Callable[[], Figures]
+
+    def __str__(self) -> str:
+        return f"{self.benchmark}: " + ", ".join(f"{key} {value}" for key, value in self.setting.items())
+
+
+Cases = Callable[[Options], Iterator[Case]]
+
+
+def device() -> str:
+    """Where models are measured: the GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def compare(
+    variants: Mapping[str, Callable[[], object]],
+    seconds: float,
+    *,
+    prepare: Mapping[str, Callable[[], object]] | None = None,
+    calls: int = 1,
+    rounds: tuple[int, int] = (5, 60),
+) -> Figures:
+    """Calls every variant in turn, round after round, and returns the seconds of each.
+
+    Args:
+        variants: what to time.
+        seconds: how long to go on, about; one round before is not counted.
+        prepare: variant -> what to do before it, untimed; garbage is then collected too, so that no variant pays for
+            what another left behind.
+        calls: how many calls one figure is the mean of, for what takes microseconds.
+        rounds: fewest and most.
+    """
+    prepare = prepare or {}
+    figures: Figures = {name: {"seconds": []} for name in variants}
+    fewest, most = (1, 1) if seconds == 0 else rounds
+    started = time.perf_counter()
+    for turn in range(1 + most):
+        if turn == 1:
+            started = time.perf_counter()
+        if turn > fewest and time.perf_counter() - started > seconds:
+            break
         for name, call in variants.items():
+            if name in prepare:
+                prepare[name]()
+            if prepare:
+                gc.collect()
+            _synchronize()
             start = time.perf_counter()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
-    first = next(iter(times.values()))
-    return [
-        Measurement(
-            name, statistics.median(own), statistics.median(a / b for a, b in zip(own, first, strict=True)), rounds
-        )
-        for name, own in times.items()
-    ]
+            for _ in range(calls):
+                call()
+            _synchronize()
+            if turn:
+                figures[name]["seconds"].append((time.perf_counter() - start) / calls)
+    return figures
 
 
-def record(benchmark: str, measurements: list[Measurement], **setting: object) -> None:
-    """Prints the measurements, and appends them to ``results/<benchmark>.jsonl`` with the machine and versions."""
-    for m in measurements:
-        print(f"{benchmark:24} {m.name:28} {1e3 * m.seconds:10.3f} ms   {m.ratio:6.3f}")
-    RESULTS.mkdir(exist_ok=True)
-    row = {
-        "benchmark": benchmark,
-        "setting": setting,
-        "measurements": [asdict(m) for m in measurements],
-        "machine": machine(),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    with (RESULTS / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, sort_keys=True) + "\n")
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def machine() -> dict[str, object]:
-    """What the figures depend on: processor, threads, accelerator, versions."""
+def in_fresh_process(function: Callable[..., _T], *arguments: object) -> _T:
+    """What the function returns when a new interpreter calls it, so that nothing measured before weighs on it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+class PeakMemory:
+    """The most memory in use over what is in use now, in bytes: the GPU's, or on a CPU the process's resident set."""
+
+    def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+            return
+        self.start = psutil.Process().memory_info().rss
+        if _PROC.exists():
+            (_PROC / "clear_refs").write_text("5")  # forget the peak so far: see proc(5)
+
+    def over_start(self) -> int:
+        """The peak so far. Outside Linux a process's peak cannot be forgotten: there it is the highest ever."""
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
+        elif _PROC.exists():
+            line = next(each for each in (_PROC / "status").read_text().splitlines() if each.startswith("VmHWM:"))
+            peak = 1024 * int(line.split()[1])
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak - self.start
+
+
+_PROC = Path("/proc/self")
+
+
+def main(*benchmarks: Cases) -> None:
+    """The command line of a benchmark: measures its cases, shows and keeps what was found."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("effort", nargs="?", choices=("full", "quick"), default="full", help="default: full")
+    parser.add_argument("--rows", type=Path, help="JSONL rows for the training benchmark")
+    parser.add_argument("--only", default="", help="only the cases whose line of settings contains this")
+    parser.add_argument("--results", type=Path, help="the folder of results")
+    arguments = parser.parse_args()
+    # what a quick run finds is not for the page
+    folder = arguments.results or (RESULTS if arguments.effort == "full" else RESULTS / "quick")
+    options = Options(arguments.effort, arguments.rows)
+    cases = [case for benchmark in benchmarks for case in benchmark(options) if arguments.only in str(case)]
+    for row in measured(cases, Console()):
+        append(row, folder)
+
+
+def measured(cases: Iterable[Case], console: Console) -> Iterator[Row]:
+    """Measures the cases one by one, and shows what it finds."""
+    cases = list(cases)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(cases))
+        for case in cases:
+            progress.update(task, description=str(case))
+            row = Row(case.benchmark, dict(case.setting), case.measure(), machine(), _now())
+            progress.console.print(str(row), highlight=False, markup=False, soft_wrap=True)
+            progress.advance(task)
+            yield row
+            gc.collect()
+
+
+def machine() -> dict[str, str | int | None]:
+    """What figures depend on: processor, threads, accelerator, versions."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.system(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "weft", "peft", "transformers")},
+        **{name: _version(name) for name in ("torch", "weft", "transformers", "peft", "loralib")},
     }
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
@@ -89,3 +213,7 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,93 +1,207 @@
-"""A whole training step on Llamas of several sizes: the limit, weft, peft and full fine-tuning.
+"""A training step on models of several sizes: the limit, weft, its peers and full fine-tuning.
 
-    python -m benchmarks.step           # python -m benchmarks.step quick: the two smallest sizes
+    python -m benchmarks.step [quick]
 
-A step is forward, backward and fused AdamW, on all linear layers, rank 8, float32, every token learned. The limit is
-the frozen model's forward and the gradient of its embedded input: no LoRA work, no optimizer.
+The limit is the frozen model's forward and the gradient of its embedded input: no LoRA work at all. Four figures: the
+seconds of forward and backward; those of the whole step, with fused AdamW for all; the bytes that the forward pass
+leaves for the backward pass; and the peak of memory over the loaded model, each in a fresh process. In bfloat16 peft
+runs under autocast, as transformers' Trainer runs it: its factors stay in float32.
 """
 
-import copy
-import sys
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
-import peft
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-import weft
-from benchmarks.harness import compare, record
+from benchmarks.harness import Case, Options, PeakMemory, compare, device, in_fresh_process, main
+from benchmarks.models import HAS_LORALIB, SIZES, with_loralib, with_peft, with_weft
+from benchmarks.records import Figures
 
-RANK, DROPOUTS = 8, (0.0, 0.05)
-# name -> width, inner width, layers, heads, vocabulary, rows, tokens in a row
-SIZES = {
-    "0.5M": (96, 256, 4, 4, 512, 8, 64),
-    "5M": (256, 704, 5, 4, 4096, 8, 128),
-    "23M": (384, 1024, 10, 6, 8192, 8, 128),
-    "39M": (512, 1408, 10, 8, 8192, 8, 128),
-}
+RANK, OTHER_RANKS, DROPOUTS, DROPOUT = 8, (4, 16, 64), (0.0, 0.05), 0.05
+LIMIT, FULL, RECOMPUTING = "limit", "full fine-tuning", "weft, recomputing"
 
-
-def base(size: str) -> LlamaForCausalLM:
-    """A random Llama of a size."""
-    width, inner, layers, heads, vocabulary, _, _ = SIZES[size]
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-        )
-    )
+Step = Callable[[], object]
 
 
-def stepper(model: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
-    """A training step of what requires gradients."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+class Variant:
+    """A model in one of the ways to train it.
 
-    def step() -> None:
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    Args:
+        name: the way.
+        size: the model's.
+        frozen: the model, whose weights all ways share but full fine-tuning.
+        rank, dropout: of the adapter.
+    """
 
-    return step
+    def __init__(self, name: str, size: str, frozen: nn.Module, rank: int, dropout: float) -> None:
+        self.batch = SIZES[size].batch()
+        dtype = next(frozen.parameters()).dtype
+        self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if name == LIMIT:
+            self.model = frozen
+            embedded = frozen.get_input_embeddings()(self.batch.pop("input_ids"))
+            self.batch["inputs_embeds"] = embedded.detach().requires_grad_()
+            self.trained: list[Tensor] = [self.batch["inputs_embeds"]]
+            return
+        if name == FULL:
+            self.model = SIZES[size].model(dtype)
+        else:
+            attach = {"peft": with_peft, "loralib": with_loralib}.get(name, with_weft)
+            self.model = attach(frozen, rank, dropout)
+        if name == RECOMPUTING:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        if name == "peft" and dtype == torch.bfloat16:
+            self.context = partial(torch.autocast, device(), dtype)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def forward(self) -> Tensor:
+        """The loss."""
+        with self.context():
+            loss: Tensor = self.model(**self.batch).loss
+            return loss
+
+    def forward_backward(self) -> None:
+        """The loss's gradients."""
+        torch.autograd.grad(self.forward(), self.trained)
+
+    def step(self) -> Step:
+        """The whole step; the limit has nothing to update."""
+        if any(not isinstance(tensor, nn.Parameter) for tensor in self.trained):
+            return self.forward_backward
+        optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
+
+        def step() -> None:
+            self.forward().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
 
 
-def limit(model: LlamaForCausalLM, ids: torch.Tensor) -> Callable[[], None]:
-    """The frozen model's forward, and the gradient of its embedded input."""
-    model.requires_grad_(False)
-    x = model.get_input_embeddings()(ids).requires_grad_()
+def times(size: str, rank: int, dropout: float, dtype: str, seconds: float, *, whole: bool) -> Figures:
+    """Seconds of forward and backward, or of the whole step."""
+    frozen = _frozen(size, dtype)
+    steps: dict[str, Step] = {}
+    for name in (LIMIT, "weft", "peft", *_loralib(), *_full(size)):
+        variant = Variant(name, size, frozen, rank, dropout)
+        steps[name] = variant.step() if whole else variant.forward_backward
+    return compare(steps, seconds, rounds=(3, 60))
 
-    def step() -> None:
-        torch.autograd.grad(model(inputs_embeds=x, labels=ids, use_cache=False).loss, x)
 
-    return step
+def saved(size: str, rank: int, dtype: str) -> Figures:
+    """Bytes alive between the forward and the backward pass, without the model's own."""
+    frozen = _frozen(size, dtype)
+    return {
+        label: {"saved_bytes": [saved_bytes(Variant(name, size, frozen, rank, dropout))]}
+        for label, (name, dropout) in _with_dropouts(size).items()
+    }
 
 
-def main(sizes: tuple[str, ...] = tuple(SIZES), rounds: int = 8) -> None:
-    """Measures and records."""
-    for size, dropout in product(sizes, DROPOUTS):
-        whole = base(size)
-        rows, length = SIZES[size][-2:]
-        ids = torch.randint(0, whole.config.vocab_size, (rows, length))
-        settings = peft.LoraConfig(
-            r=RANK, lora_alpha=32, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        theirs = peft.get_peft_model(copy.deepcopy(whole), settings).train()
-        ours = weft.attach(copy.deepcopy(whole), weft.LoRAConfig(rank=RANK, dropout=dropout)).train()
-        variants = {
-            "limit": limit(copy.deepcopy(whole), ids),
-            "weft": stepper(ours, ids),
-            "peft": stepper(theirs, ids),
-            "full fine-tuning": stepper(whole.train(), ids),
-        }
-        parameters = whole.num_parameters()
-        record("step", compare(variants, rounds), size=size, parameters=parameters, rank=RANK, dropout=dropout)
+def saved_bytes(variant: Variant) -> int:
+    """Bytes of the storages that one forward pass makes and leaves alive, whoever holds them and why."""
+    variant.forward_backward()  # so that what is made once is made
+    with _Storages() as made:
+        loss = variant.forward()
+    alive = sum(size for storage, size in made.found.items() if not storage.expired())
+    torch.autograd.grad(loss, variant.trained)
+    return alive
+
+
+class _Storages(TorchDispatchMode):
+    """Notes every storage that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        held = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in held:
+                self.found[StorageWeakRef(storage)] = storage.nbytes()
+        return result
+
+
+def peaks(size: str, rank: int, dtype: str) -> Figures:
+    """The most memory in three whole steps over the loaded model, each variant in a process of its own."""
+    return {
+        label: {"peak_bytes": [in_fresh_process(peak_bytes, name, size, rank, dropout, dtype)]}
+        for label, (name, dropout) in _with_dropouts(size).items()
+    }
+
+
+def peak_bytes(name: str, size: str, rank: int, dropout: float, dtype: str) -> int:
+    """What one variant takes at most over the loaded model."""
+    memory = PeakMemory()
+    frozen = _frozen(size, dtype)
+    copies = 2 if name == FULL else 1  # full fine-tuning trains a copy, which by itself it would not need
+    step = Variant(name, size, frozen, rank, dropout).step()
+    for _ in range(3):
+        step()
+    return memory.over_start() - copies * sum(parameter.nbytes for parameter in frozen.parameters())
+
+
+def _frozen(size: str, dtype: str) -> nn.Module:
+    return SIZES[size].model(getattr(torch, dtype)).requires_grad_(False)
+
+
+def _with_dropouts(size: str) -> dict[str, tuple[str, float]]:
+    """Label -> variant and dropout."""
+    adapters = ("weft", "peft", *_loralib())
+    return {
+        LIMIT: (LIMIT, 0.0),
+        **{name: (name, 0.0) for name in adapters},
+        **{f"{name}, dropout": (name, DROPOUT) for name in adapters},
+        f"{RECOMPUTING}, dropout": (RECOMPUTING, DROPOUT),
+        **{name: (name, 0.0) for name in _full(size)},
+    }
+
+
+def _loralib() -> tuple[str, ...]:
+    return ("loralib",) if HAS_LORALIB else ()
+
+
+def _full(size: str) -> tuple[str, ...]:
+    return () if size == "8B" else (FULL,)  # its gradients and moments do not fit one GPU
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """Every model in float32 and bfloat16 at rank 8; the other ranks in float32. 8B on a GPU, in bfloat16 only."""
+    sizes = {"full": tuple(SIZES), "quick": ("0.5M", "5M"), "tiny": ("0.5M",)}[options.effort]
+    for size in sizes:
+        if size == "8B":
+            if device() == "cuda":
+                yield from _cases(size, 16, "bfloat16", options)
+            continue
+        yield from _cases(size, RANK, "float32", options)
+        if options.effort == "full":
+            yield from _cases(size, RANK, "bfloat16", options)
+            for rank in OTHER_RANKS:
+                yield from _timed(size, rank, "float32", options)
+
+
+def _cases(size: str, rank: int, dtype: str, options: Options) -> Iterator[Case]:
+    yield from _timed(size, rank, dtype, options)
+    setting = {"model": size, "rank": rank, "dtype": dtype, "device": device()}
+    yield Case("saved", setting, partial(saved, size, rank, dtype))
+    if options.effort == "full":
+        yield Case("peak", setting, partial(peaks, size, rank, dtype))
+
+
+def _timed(size: str, rank: int, dtype: str, options: Options) -> Iterator[Case]:
+    for dropout in DROPOUTS:
+        setting = {"model": size, "rank": rank, "dtype": dtype, "device": device(), "dropout": dropout}
+        for benchmark, whole in (("forward_backward", False), ("step", True)):
+            measure = partial(times, size, rank, dropout, dtype, options.seconds, whole=whole)
+            yield Case(benchmark, setting, measure)
 
 
 if __name__ == "__main__":
-    main(("0.5M", "5M")) if "quick" in sys.argv else main()
+    main(cases)
