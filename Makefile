@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench bench-quick clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weft demo
@@ -21,8 +21,12 @@ format: $(VENV)/lint.stamp
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/test.stamp
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.report
+
+bench-quick: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks quick $(ARGS)
 
 clean:
 	rm -rf $(VENV) weft-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -42,4 +46,8 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
 	$(PIP) install --constraint constraints.txt --editable '.[all,test,lint]'
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/test.stamp
+	$(PIP) install --constraint constraints.txt --editable '.[all,test,bench]'
 	touch $@

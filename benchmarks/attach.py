@@ -19,9 +19,9 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import weft
-from benchmarks.harness import Case, Options, compare, main
+from benchmarks.harness import Case, Effort, Options, compare, main
 from benchmarks.models import ALPHA, SIZES, linear_layers, llama, sharing_weights
-from benchmarks.records import Figures
+from benchmarks.records import Figures, Setting
 
 RANK, LOADED = 8, (1, 10, 50)
 SECOND = "second adapter"
@@ -139,16 +139,17 @@ def cases(options: Options) -> Iterator[Case]:
     full = options.effort == "full"
     everything = ("peft", f"peft, {SECOND}", "peft, detach")
     few = (3, 3) if full else (1, 1)  # peft takes a minute a round on the experts
-    for shape, peers, rounds in {
+    shapes: dict[Effort, list[tuple[str, tuple[str, ...], tuple[int, int]]]] = {
         "full": [("Llama 7B", everything, (5, 20)), ("experts", everything[:2], few)],
         "quick": [("Llama 7B", everything, (3, 3)), ("experts", (), few)],
         "tiny": [("tiny", everything, few)],
-    }[options.effort]:
-        setting = {"shape": shape, "rank": RANK}
+    }
+    for shape, peers, rounds in shapes[options.effort]:
+        setting: Setting = {"shape": shape, "rank": RANK}
         yield Case("attach", setting, partial(attaching, shape, peers, options.seconds, rounds))
     size = "0.5M" if options.effort == "tiny" else "39M"
-    for loaded in LOADED if full else (LOADED[1],):
-        setting = {"model": size, "rank": RANK, "loaded": loaded}
+    for loaded in {"full": LOADED, "quick": LOADED[1:2], "tiny": LOADED[:1]}[options.effort]:
+        setting: Setting = {"model": size, "rank": RANK, "loaded": loaded}
         yield Case("load", setting, partial(loading, size, loaded, options.seconds))
         yield Case("switch", setting, partial(switching, size, loaded, options.seconds / 4))
 

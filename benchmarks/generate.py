@@ -12,7 +12,7 @@ from torch import nn
 import weft
 from benchmarks.harness import Case, Options, compare, device, main
 from benchmarks.models import SIZES, sharing_weights, with_peft, with_weft
-from benchmarks.records import Figures
+from benchmarks.records import Figures, Setting
 
 RANK, PROMPT = 8, 16
 
@@ -46,9 +46,9 @@ def measure(size: str, batch: int, tokens: int, seconds: float) -> Figures:
 
 def cases(options: Options) -> Iterator[Case]:
     """Batches of 1 and 8."""
-    size, tokens = ("39M", 64) if options.effort == "full" else ("5M", 16)
+    size, tokens = {"full": ("39M", 64), "quick": ("5M", 16), "tiny": ("0.5M", 2)}[options.effort]
     for batch in (1, 8):
-        setting = {"model": size, "rank": RANK, "batch": batch, "tokens": tokens, "device": device()}
+        setting: Setting = {"model": size, "rank": RANK, "batch": batch, "tokens": tokens, "device": device()}
         yield Case("generate", setting, partial(measure, size, batch, tokens, 3 * options.seconds))
 
 

@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.records import RESULTS, Figures, Row, append
+from benchmarks.records import RESULTS, Figures, Row, Setting, append
 
 Effort = Literal["full", "quick", "tiny"]
 _T = TypeVar("_T")
@@ -59,7 +59,7 @@ class Case:
     """
 
     benchmark: str
-    setting: Mapping[str, str | int | float]
+    setting: Setting
     measure: Callable[[], Figures]
 
     def __str__(self) -> str:
@@ -95,6 +95,8 @@ def compare(
     prepare = prepare or {}
     figures: Figures = {name: {"seconds": []} for name in variants}
     fewest, most = (1, 1) if seconds == 0 else rounds
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked through again and again
     started = time.perf_counter()
     for turn in range(1 + most):
         if turn == 1:
@@ -113,6 +115,7 @@ def compare(
             _synchronize()
             if turn:
                 figures[name]["seconds"].append((time.perf_counter() - start) / calls)
+    gc.unfreeze()
     return figures
 
 

@@ -26,9 +26,8 @@ def run(code: str) -> None:
 
 def cases(options: Options) -> Iterator[Case]:
     """One."""
-    rounds = {"full": (10, 10), "quick": (1, 1), "tiny": (1, 1)}[options.effort]
-    names = ("torch", "weft") if options.effort == "tiny" else tuple(CODE)
-    variants = {name: partial(run, CODE[name]) for name in names}
+    rounds = (10, 10) if options.effort == "full" else (1, 1)
+    variants = {name: partial(run, code) for name, code in CODE.items()}
     yield Case("imports", {}, partial(compare, variants, options.seconds, rounds=rounds))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import weft
 from benchmarks.harness import Case, Options, compare, device, main
-from benchmarks.records import Figures
+from benchmarks.records import Figures, Setting
 from weft.ops import linear
 
 DROPOUTS = (0.0, 0.05)
@@ -80,9 +80,9 @@ def cases(options: Options) -> Iterator[Case]:
     shapes = SHAPES if full else SHAPES[1:2]
     for tokens, width, out in shapes:
         for rank in RANKS if full else (8,):
-            shape = {"width": width, "out": out, "rank": rank, "device": device()}
+            shape: Setting = {"width": width, "out": out, "rank": rank, "device": device()}
             for dropout in DROPOUTS:
-                setting = {"tokens": tokens, **shape, "dropout": dropout}
+                setting: Setting = {"tokens": tokens, **shape, "dropout": dropout}
                 measure = partial(training, tokens, width, out, rank, dropout, options.seconds / 8)
                 yield Case("layer", setting, measure)
             yield Case("decode", shape, partial(decoding, width, out, rank, options.seconds / 8))

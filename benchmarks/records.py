@@ -8,6 +8,9 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 
+Setting = Mapping[str, str | int | float]
+"""What figures depend on, beside the machine."""
+
 Figures = dict[str, dict[str, list[float]]]
 """Variant -> quantity -> its figures, one a round."""
 
@@ -28,7 +31,7 @@ class Row:
     """
 
     benchmark: str
-    setting: Mapping[str, str | int | float]
+    setting: Setting
     figures: Figures
     machine: Mapping[str, str | int | None]
     when: str
@@ -62,7 +65,7 @@ def append(row: Row, folder: Path = RESULTS) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{row.benchmark}.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**asdict(row), "figures": rounded}, sort_keys=True) + "\n")
+        file.write(json.dumps({**asdict(row), "figures": rounded}) + "\n")
 
 
 def newest(folder: Path = RESULTS) -> list[Row]:

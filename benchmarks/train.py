@@ -3,8 +3,8 @@
     python -m benchmarks.train [quick] [--rows FILE.jsonl]
 
 Same rows, same number of optimizer steps, rank, alpha, learning rate and batch size; every run in a process of its own.
-The peer runs at its defaults (random order, padded to the longest of the batch), and at the best settings that its user
-can choose: rows of like length together, and fused AdamW. In bfloat16 the base is bfloat16; the peer's Trainer
+The peer runs at its defaults (random order, padded to the longest of the batch, fused AdamW), and at the best settings
+that its user can choose: rows of like length together. In bfloat16 the base is bfloat16; the peer's Trainer
 computes under autocast, and its factors stay in float32. Evaluation is outside the time, and the same for all.
 
 Rows are prompts and completions, chat messages or plain text; without any given, the functions of Python's standard
@@ -36,7 +36,7 @@ from transformers.utils import logging
 import weft
 from benchmarks.harness import Case, Options, PeakMemory, device, in_fresh_process, main
 from benchmarks.models import ALPHA, linear_layers, llama
-from benchmarks.records import Figures
+from benchmarks.records import Figures, Setting
 from weft.data.text import TextDataset, context_length, load_text
 from weft.demo.stdlib import functions
 from weft.demo.tasks import SUMMARIZE
@@ -115,7 +115,6 @@ def _peer(variant: str, job: Run, folder: Path) -> tuple[PreTrainedModel, float,
     set_seed(job.seed)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=linear_layers(base.model), task_type="CAUSAL_LM")
     model = peft.get_peft_model(base.model, config)
-    best = {"train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=BATCH,
@@ -125,7 +124,8 @@ def _peer(variant: str, job: Run, folder: Path) -> tuple[PreTrainedModel, float,
         seed=job.seed,
         report_to="none",
         disable_tqdm=True,
-        **(best if variant == PEER_AT_BEST else {}),
+        train_sampling_strategy="group_by_length" if variant == PEER_AT_BEST else "random",
+        optim="adamw_torch_fused",  # the default where torch has it
     )
     collate = DataCollatorForSeq2Seq(base.tokenizer)
     trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
@@ -190,7 +190,14 @@ def cases(options: Options) -> Iterator[Case]:
     data = "standard library" if options.rows is None else options.rows.stem
     for base in BASES if full else BASES[:1]:
         for dtype in ("float32", "bfloat16") if full else ("float32",):
-            setting = {"base": base, "dtype": dtype, "data": data, "rows": sizes[0], "rank": RANK, "device": device()}
+            setting: Setting = {
+                "base": base,
+                "dtype": dtype,
+                "data": data,
+                "rows": sizes[0],
+                "rank": RANK,
+                "device": device(),
+            }
 
             def case(base: str = base, dtype: str = dtype) -> Figures:
                 return measure(base, dtype, options.rows, sizes, variants, rounds)
