@@ -45,7 +45,7 @@ class Options:
     @property
     def seconds(self) -> float:
         """How long to take turns in one case, about."""
-        return {"full": 40.0, "quick": 1.0, "tiny": 0.0}[self.effort]
+        return {"full": 20.0, "quick": 1.0, "tiny": 0.0}[self.effort]
 
 
 @dataclass(frozen=True)
