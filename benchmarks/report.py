@@ -21,7 +21,7 @@ INTRODUCTION = """# Performance
 <!-- Written by `python -m benchmarks.report` from benchmarks/results; do not edit. -->
 
 What weft costs, beside the limit, peft, loralib and full fine-tuning. Every figure here was measured, and is kept with
-the machine and the versions in [benchmarks/results](../benchmarks/results); this page is made from that data.
+the machine and the versions in [benchmarks](../benchmarks); this page is made from that data.
 
 **How to read it.** Variants take turns in one process, round after round, so that a machine whose speed drifts slows
 them all alike. A ratio is the median over rounds of one variant's time over another's in the same round; trust ratios
