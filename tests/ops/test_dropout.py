@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from weft.ops import adapted_linear, add_linear
 from weft.ops import linear as eager
 from weft.ops.dropout import add_kept, dropped_mask, dropped_places, without_dropped
+from weft.ops.linear import _AdaptedLinear
 
 
 @pytest.mark.parametrize("p", [0.001, 0.05, 0.3, 0.9])
@@ -129,3 +130,19 @@ def test_without_gradients_too() -> None:
         lambda p: adapted_linear(x, W, None, A, B, 1.0, dropout=p),
     ):
         assert not torch.equal(run(0.5), run(0.0))
+
+
+@pytest.mark.parametrize("as_mask", [False, True])
+def test_a_second_derivative_sees_the_same_entries_dropped(as_mask: bool) -> None:
+    (_, x, A, B), W = inputs()
+    x, g = x.detach()[:7].requires_grad_(), torch.randn(7, 67, dtype=x.dtype)
+    mask = dropped_mask(x.numel(), 0.3, x.device)
+    dropped = mask if as_mask else mask.nonzero().view(-1).to(torch.int32)
+    fused = _AdaptedLinear.apply(x, W, None, A, B, 0.7, dropped)
+    plain = x @ W.T + 0.7 * eager(x.masked_fill(mask.view_as(x), 0), A, B)
+    found, expected = (
+        torch.autograd.grad(torch.autograd.grad(y, x, g, create_graph=True)[0].square().sum(), [A, B])
+        for y in (fused, plain)
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)

@@ -24,7 +24,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from weft.ops import reference
@@ -38,7 +37,7 @@ def adapted_linear(
 ) -> Tensor:
     """x W^T + b + s (x A^T) B^T, for W and b that are frozen: they get no gradient.
 
-    Equal to the reference up to rounding, in value and gradient; can be differentiated once (a second time raises).
+    Equal to the reference up to rounding, in value and gradient.
 
     Args:
         x: (..., in).
@@ -70,10 +69,11 @@ def adapted_linear(
 def _learned(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float) -> Tensor:
     if torch.compiler.is_compiling():  # a compiler fuses the passes by itself
         return _add_eagerly(F.linear(x, W, b), x, A, B, scaling, dropout)
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    # The factors are small, and cast to the activation's dtype; never the activation to theirs.
-    x, W, b, A, B = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype), A.to(dtype), B.to(dtype)
+    device = _device_type(x)
+    if torch.is_autocast_enabled(device) or x.dtype != A.dtype:
+        # The factors are small, and cast to the activation's dtype; never the activation to theirs.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        x, W, b, A, B = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype), A.to(dtype), B.to(dtype)
     dropped = None
     if dropout > 0:
         dropped, scaling = draw_dropped(x, dropout), scaling / (1 - dropout)
@@ -93,7 +93,7 @@ def add_linear(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropo
         dropout: the probability of dropping an entry of x in this product.
 
     Returns:
-        (..., out), in the dtype of y. As `adapted_linear`, it can be differentiated once.
+        (..., out), in the dtype of y.
     """
     if torch.compiler.is_compiling():
         return _add_eagerly(y, x, A, B, scaling, dropout)
@@ -118,17 +118,8 @@ def _add_branch(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, drop
     return h
 
 
-def _factor_gradients(
-    g: Tensor, x: Tensor | None, h: Tensor | None, k: Tensor | None, scaling: float, dropped: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """(dA, dB), each where what it is made of is given: dA from x (T, in) and k, dB from h; g is (T, out)."""
-    dA = dB = None
-    if x is not None and k is not None:
-        x = without_dropped(x, dropped)
-        dA = x.new_empty(k.shape[0], x.shape[1]).addmm_(k, x, beta=0, alpha=scaling)
-    if h is not None:
-        dB = g.new_empty(h.shape[0], g.shape[1]).addmm_(h, g, beta=0, alpha=scaling).T
-    return dA, dB
+def _device_type(x: Tensor) -> str:
+    return "cpu" if x.is_cpu else x.device.type  # the latter takes microseconds
 
 
 Pass = TypeVar("Pass", bound=Callable[..., Any])
@@ -139,7 +130,7 @@ def _without_autocast(function: Pass) -> Pass:
 
     @wraps(function)
     def run(ctx: Any, first: Tensor, *rest: Any) -> Any:
-        device = first.device.type
+        device = _device_type(first)
         if not torch.is_autocast_enabled(device):
             return function(ctx, first, *rest)
         with torch.autocast(device, enabled=False):
@@ -162,24 +153,19 @@ class _AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:
         y = F.linear(x, W, b)
         h = _add_branch(y, x, A, B, scaling, dropped)
-        need_A, need_B = ctx.needs_input_grad[3:5]
+        _, _, _, need_A, need_B, _, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_A else None, W, A, B, h if need_B else None, dropped)
         ctx.scaling, ctx.shape = scaling, x.shape
         return y
 
     @staticmethod
-    @once_differentiable
     @_without_autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, W, A, B, h, dropped = ctx.saved_tensors
-        need_x = ctx.needs_input_grad[0]
         g = gradient.reshape(-1, gradient.shape[-1])  # (T, out)
-        k = B.T @ g.T if need_x or x is not None else None
-        rows = None if x is None else x.reshape(-1, x.shape[-1])
-        dA, dB = _factor_gradients(g, rows, h, k, ctx.scaling, dropped)
+        k, dA, dB = _factor_gradients(g, x, A, B, h, ctx.scaling, dropped, ctx.needs_input_grad[0])
         dx = None
-        if need_x:
-            assert k is not None
+        if k is not None:
             dx = g @ W
             add_kept(dx, k.T, A, ctx.scaling, dropped)
             dx = dx.view(ctx.shape)
@@ -192,25 +178,47 @@ class _AddLinear(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropped: Tensor | None) -> Tensor:
         total = y.clone(memory_format=torch.contiguous_format)
         h = _add_branch(total, x, A, B, scaling, dropped)
-        need_A, need_B = ctx.needs_input_grad[2:4]
+        _, _, need_A, need_B, _, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_A else None, A, B, h if need_B else None, dropped)
         ctx.scaling, ctx.shape = scaling, x.shape
         return total
 
     @staticmethod
-    @once_differentiable
     @_without_autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, A, B, h, dropped = ctx.saved_tensors
         need_y, need_x = ctx.needs_input_grad[:2]
         g = gradient.reshape(-1, gradient.shape[-1])  # (T, out)
-        k = B.T @ g.T if need_x or x is not None else None
-        rows = None if x is None else x.reshape(-1, x.shape[-1])
-        dA, dB = _factor_gradients(g, rows, h, k, ctx.scaling, dropped)
+        k, dA, dB = _factor_gradients(g, x, A, B, h, ctx.scaling, dropped, need_x)
         dx = None
-        if need_x:
-            assert k is not None
+        if k is not None:
             dx = g.new_zeros(g.shape[0], A.shape[1])
             add_kept(dx, k.T, A, ctx.scaling, dropped)
             dx = dx.view(ctx.shape)
         return gradient if need_y else None, dx, dA, dB, None, None
+
+
+def _factor_gradients(
+    g: Tensor,
+    x: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    h: Tensor | None,
+    scaling: float,
+    dropped: Tensor | None,
+    need_x: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(k, dA, dB) from g (T, out): k if x needs a gradient, dA if x was saved for it, dB if h was."""
+    k = B.T @ g.T if x is not None or need_x else None
+    dA = dB = None
+    if x is not None and k is not None:
+        x = x if dropped is None else without_dropped(x, dropped)
+        x = x.reshape(-1, x.shape[-1])
+        dA = torch.addmm(A, k, x, beta=0, alpha=scaling)  # beta = 0: A is not read
+        if h is not None and torch.is_grad_enabled():
+            h = A @ x.T  # to be differentiated again, it has to be made here
+    elif h is not None and torch.is_grad_enabled():
+        raise RuntimeError("a second derivative needs the layer's input, which is kept only where lora_A is trained")
+    if h is not None:
+        dB = torch.addmm(B.T, h, g, beta=0, alpha=scaling).T
+    return k if need_x else None, dA, dB
