@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from weft import ops
 from weft.adapter import Layout
-from weft.nn.base import LoRALayer, register_layer_kind
+from weft.nn.base import Factors, LoRALayer, register_layer_kind
 
 
 @register_layer_kind
@@ -58,6 +58,12 @@ class LoRAConv(LoRALayer):
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         kernel = A.reshape(A.shape[0], -1, *self.kernel_size)
         return ops.conv(x, kernel, B, self.groups, self._convolve)
+
+    def add_product(self, output: Tensor | None, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+        y = self.base_output(x) if output is None else output
+        A, B = factors.pair()
+        kernel = A.reshape(A.shape[0], -1, *self.kernel_size)
+        return ops.add_conv(y, self.branch_input(x, factors), kernel, B, scaling, self.groups, self._convolve)
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         assert isinstance(self, nn.Conv1d | nn.Conv2d | nn.Conv3d)

@@ -58,3 +58,7 @@ class LoRAEmbedding(LoRALayer):
 
     def product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return ops.embedding(x, A, B, self.padding_idx, self.scale_grad_by_freq, self.weight.dtype)
+
+    def add_product(self, output: Tensor | None, x: Tensor, factors: Factors, scaling: float) -> Tensor:
+        y = self.base_output(x) if output is None else output
+        return ops.add_embedding(y, x, *factors.pair(), scaling, self.padding_idx, self.scale_grad_by_freq)
