@@ -5,5 +5,16 @@ from weft.ops.dropout import drop
 from weft.ops.embedding import add_embedding
 from weft.ops.linear import adapted_linear, add_linear
 from weft.ops.reference import conv, embedding, linear
+from weft.ops.rescale import rescale
 
-__all__ = ["adapted_linear", "add_conv", "add_embedding", "add_linear", "conv", "drop", "embedding", "linear"]
+__all__ = [
+    "adapted_linear",
+    "add_conv",
+    "add_embedding",
+    "add_linear",
+    "conv",
+    "drop",
+    "embedding",
+    "linear",
+    "rescale",
+]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["conv", "embedding", "linear"]
+__all__ = ["conv", "embedding", "linear", "rescale"]
 
 
 def linear(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
@@ -66,3 +66,17 @@ def conv(x: Tensor, A: Tensor, B: Tensor, groups: int, down: Callable[[Tensor, T
     h = down(x, A.repeat(groups, *[1] * (A.ndim - 1)) if groups > 1 else A)
     pointwise = (F.conv1d, F.conv2d, F.conv3d)[A.ndim - 3]
     return pointwise(h, B.to(h.dtype).reshape(*B.shape, *[1] * (A.ndim - 2)), groups=groups)
+
+
+def rescale(u: Tensor, d: Tensor, b: Tensor | None) -> Tensor:
+    """u + d (u - b): the output u with its part before the bias b times 1 + d.
+
+    Args:
+        u: any shape.
+        d: in a shape that broadcasts over u.
+        b: likewise, or None.
+
+    Returns:
+        A tensor like u.
+    """
+    return torch.addcmul(u, u if b is None else u - b.to(u.dtype), d.to(u.dtype))

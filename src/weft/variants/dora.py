@@ -24,6 +24,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from weft import ops
 from weft.config import DoRA
 from weft.linalg import LowRank
 from weft.nn import Factors, LoRALayer, VariantRule
@@ -103,8 +104,7 @@ def _excess(factors: Factors, norms: Norms) -> Tensor:
 
 def _rescaled(layer: LoRALayer, u: Tensor, excess: Tensor, bias: Tensor | None) -> Tensor:
     """u + (c - 1) (u - b)."""
-    product = u if bias is None else u - layer.as_bias(bias).to(u.dtype)
-    return torch.addcmul(u, product, layer.as_bias(excess).to(u.dtype))
+    return ops.rescale(u, layer.as_bias(excess), None if bias is None else layer.as_bias(bias))
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def _norms(kind: type[LoRALayer] | LoRALayer, W: Tensor, squared: Tensor, change
     if kind.output_dim == 1:
         W, B, A = W.T, A.T, B.T
     with torch.autocast("cpu" if W.is_meta else W.device.type, enabled=False):
-        cross = (W @ A.T.to(W.dtype)).to(squared.dtype)  # (outputs, r)
+        cross = (A.to(W.dtype) @ W.T).T.to(squared.dtype)  # (outputs, r); faster than W A^T for a small r
         A, B = A.to(squared.dtype), B.to(squared.dtype)
         inner = (B * torch.addmm(cross, B, A @ A.T, beta=2, alpha=s)).sum(1)
     square = squared.add(inner, alpha=s)
