@@ -87,11 +87,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-@torch.no_grad()
 def _sample(name: str, value: Tensor) -> tuple[float, ...]:
-    seed = zlib.crc32(name.encode())
-    flat = [(seed * (2 * k + 1) + k * 2654435761) % value.numel() for k in range(_ENTRIES)]
-    places = torch.unravel_index(torch.tensor(flat, device=value.device), value.shape) if value.ndim else ()
+    seed, size = zlib.crc32(name.encode()), value.numel()
+    flat = [(seed * (2 * k + 1) + k * 2654435761) % size for k in range(_ENTRIES)]
+    index = []  # of the entries in each dimension; torch's own unravel_index takes longer than all the rest
+    for length in reversed(value.shape):
+        index.append([place % length for place in flat])
+        flat = [place // length for place in flat]
+    places = tuple(torch.tensor(index[::-1], device=value.device)) if index else ()
     entries = value.detach()[places].double().flatten().tolist()
     return tuple(float(f"{entry:.6g}") for entry in entries)
 

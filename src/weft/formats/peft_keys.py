@@ -123,7 +123,7 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
         embedding = _EMBEDDING.fullmatch(name)
         magnitude = _MAGNITUDE.fullmatch(name)
         match = _FACTOR.fullmatch(name) or embedding
-        foreign = next((what for pattern, what in _FOREIGN if pattern.fullmatch(f".{name}")), None)
+        foreign = _foreign(name) if match is None else None
         if name == key:
             found.problems.append(f"{key}: expected a name that starts with {PREFIX!r}")
         elif tensor.is_meta or tensor.numel() == 0:
@@ -165,6 +165,11 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
             found.problems.append(f"{key}: the file holds two different tensors for it")
         found.tensors[key] = tensor
     return found
+
+
+def _foreign(name: str) -> str | None:
+    """What a key stands for that is no plain LoRA's; None if it may be a tensor beside the factors."""
+    return next((what for pattern, what in _FOREIGN if pattern.fullmatch(f".{name}")), None)
 
 
 def _pair_problem(path: str, pair: Mapping[str, Tensor], is_embedding: bool, pairs: Mapping[str, Pair]) -> str | None:

@@ -19,6 +19,13 @@ class Start:
     offset: tuple[Tensor, Tensor] | None = None
 
 
+def start_from(A: Tensor, out: int) -> Start:
+    """The start from A (r, in) and a B (out, r) of zeros."""
+    # On the meta device there is nothing to fill, and torch takes ten times longer to fill it than to make it.
+    make = torch.empty if A.is_meta else torch.zeros
+    return Start(A, make(out, A.shape[0], dtype=A.dtype, device=A.device))
+
+
 @singledispatch
 def start_factors(init: Initializer, W: Tensor, rank: int, scaling: float, dtype: torch.dtype) -> Start:
     """The starting factors for one layer, on the device of W.

@@ -3,6 +3,10 @@
 Everything is checked before anything is touched: an attach that fails leaves the model as it was.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 
 from weft.adapter import Adapter
@@ -10,9 +14,9 @@ from weft.config import LoRAConfig
 from weft.errors import BaseMismatchError, StateError
 from weft.fingerprint import Fingerprint, fingerprint
 from weft.model.merge import unmerge
-from weft.model.modules import adapted_modules, base_parameters
+from weft.model.modules import Survey
 from weft.model.parts import loaded_parts, new_parts
-from weft.model.plan import plan
+from weft.model.plan import plan_of
 from weft.model.state import (
     Attached,
     ModelState,
@@ -24,11 +28,27 @@ from weft.model.state import (
     require_unmerged,
     state_of,
 )
-from weft.model.switch import activate
+from weft.model.switch import make_active
 from weft.nn import unweave, weave
-from weft.nn.bank import check_class
+from weft.nn.bank import check_class, set_active
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for cyclic garbage meanwhile: an attach makes dozens of objects a module, and all of them stay.
+
+    With ten thousand modules, searching among them and all else in memory takes longer than making them.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def attach(
     model: nn.Module,
     source: LoRAConfig | Adapter,
@@ -59,18 +79,18 @@ def attach(
         BaseMismatchError: the adapter was made for another base.
         BindingError: tensors that did not fit; all are listed, and the model is untouched.
     """
-    _check_name(model, name)
-    parameters = base_parameters(model)
-    base = fingerprint(parameters)
+    survey = Survey(model)
+    _check_name(survey, name)
+    base = fingerprint(survey.parameters)
     if isinstance(source, LoRAConfig):
         if trainable is False:
             raise StateError("an adapter made from a LoRAConfig starts at zero; frozen, it would never do anything")
-        parts = new_parts(model, plan(model, source))
+        parts = new_parts(survey, plan_of(survey, source))
         record = Attached(source, True, base, _provenance(model))
     else:
         if not any_base:
             _check_base(source, base)
-        parts = loaded_parts(model, source, bool(trainable))
+        parts = loaded_parts(survey, source, bool(trainable))
         record = Attached(source.config, bool(trainable), source.base or base, source.provenance)
 
     state = ensure_state(model)
@@ -78,8 +98,8 @@ def attach(
         weave(part.module, part.kind).adapters[name] = part.content
     state.adapters[name] = record
     if record.trainable:
-        _freeze(state, parameters)
-    activate(model, name)
+        _freeze(state, survey.parameters)
+    make_active(state, survey.adapted(), {name: 1.0})
     return model
 
 
@@ -95,7 +115,8 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     names = list(state.adapters) if name is None else [name]
     for each in names:
         require_adapter(state, each)
-    modules = list(adapted_modules(model))
+    survey = Survey(model)
+    modules = survey.adapted()
     for path, module in modules:
         check_class(module, path)
     if state.merged is not None:
@@ -104,8 +125,9 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         for each in names:
             if each in module.adapters:
                 del module.adapters[each]
-        module.active = {key: scale for key, scale in module.active.items() if key not in names}
-        if not module.adapters:
+        if module.adapters:
+            set_active(module, {key: scale for key, scale in module.active.items() if key not in names})
+        else:
             unweave(module)
     for each in names:
         del state.adapters[each]
@@ -113,13 +135,14 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     if state.merged is not None:  # a final merge: what was merged is the base's own now
         state.merged = {key: scale for key, scale in state.merged.items() if key not in names} or None
     if not any(record.trainable for record in state.adapters.values()):
-        _thaw(state, model)
+        _thaw(state, survey.parameters)
     if not state.adapters:
         drop_state(model)
     return model
 
 
-def _check_name(model: nn.Module, name: str) -> None:
+def _check_name(survey: Survey, name: str) -> None:
+    model = survey.model
     if not name or not all(c.isalnum() or c in "_-" for c in name):
         raise StateError(f"an adapter's name may hold letters, digits, '_' and '-' only; found {name!r}")
     if hasattr(nn.ModuleDict, name):
@@ -129,9 +152,9 @@ def _check_name(model: nn.Module, name: str) -> None:
         require_unmerged(state, "attach an adapter")
         if name in state.adapters:
             raise StateError(f"an adapter named {name!r} is attached already; choose another name, or detach it first")
-    known = adapter_names(model)
-    for path, module in adapted_modules(model):
-        if any(other not in known for other in module.adapters):
+    known = dict.fromkeys(adapter_names(model)).keys()
+    for path, module in survey.adapted():
+        if not module.adapters.keys() <= known:
             raise StateError(
                 f"{path or 'this module'!r} carries an adapter that was attached through another module, one that "
                 "holds this one or that this one holds; attach to that module, or detach from it first"
@@ -155,8 +178,7 @@ def _freeze(state: ModelState, parameters: dict[str, Tensor]) -> None:
             parameter.requires_grad_(False)
 
 
-def _thaw(state: ModelState, model: nn.Module) -> None:
-    parameters = base_parameters(model)
+def _thaw(state: ModelState, parameters: dict[str, Tensor]) -> None:
     for name in state.thawed:
         parameters[name].requires_grad_(True)
     state.thawed.clear()

@@ -22,7 +22,7 @@ from weft.fingerprint import Fingerprint, fingerprint
 from weft.linalg import LowRank
 from weft.model.attach import attach, detach
 from weft.model.merge import merge
-from weft.model.modules import sharing
+from weft.model.modules import base_modules, sharing
 from weft.model.new_folder import check_output, new_folder
 from weft.model.shards import INDEX, Checkpoint, StoredTensor, write_shard
 from weft.model.state import base_fingerprint
@@ -272,7 +272,7 @@ def _aliases(model: nn.Module, adapter: Adapter) -> dict[str, str]:
     """
     aliases: dict[str, str] = {}
     problems: list[str] = []
-    for paths in sharing(model).values():
+    for paths in sharing(base_modules(model)).values():
         names = [f"{path}.weight" for path in paths]
         aliases |= dict.fromkeys(names, names[0])
         factors = [adapter.factors.get(path) for path in paths]

@@ -21,6 +21,7 @@ from weft.model.state import require_unmerged, state_of
 from weft.model.switch import Selection, activate, check_sum, selection
 from weft.model.undo import Patch, Snapshot, Undo
 from weft.nn import Adapted, BiasLayer, Factors, LoRALayer, ReplacedModule, TrainedBias
+from weft.nn.bank import set_active
 
 UndoKind = Literal["snapshot", "patch"] | None
 
@@ -68,8 +69,9 @@ def merge(model: nn.Module, names: Selection = None, *, undo: UndoKind = "snapsh
     chosen = dict(state.active) if names is None else selection(state, names)
     if not chosen:
         raise StateError(f"no adapter is active; name those to merge (there are: {', '.join(state.adapters)})")
-    check_sum(model, chosen)
-    touched = [(path, m) for path, m in adapted_modules(model) if any(name in m.adapters for name in chosen)]
+    modules = adapted_modules(model)
+    check_sum(modules, chosen)
+    touched = [(path, m) for path, m in modules if any(name in m.adapters for name in chosen)]
     repeated = _check_mergeable(model, touched, chosen)
 
     undos: dict[str, list[Undo]] = {}
@@ -87,8 +89,8 @@ def merge(model: nn.Module, names: Selection = None, *, undo: UndoKind = "snapsh
         raise
     for path, module in touched:
         module.merged = undos[path] if undo is not None else None
-    for _, module in adapted_modules(model):
-        module.active = {}
+    for _, module in modules:
+        set_active(module, {})
     state.merged, state.active = chosen, {}
     kept = sum(each.nbytes for done in undos.values() for each in done) if undo is not None else 0
     return MergeReport(tuple(chosen), len(changed), sum(t.nbytes for t in changed), kept)
@@ -262,7 +264,7 @@ def _check_mergeable(model: nn.Module, touched: list[tuple[str, Adapted]], chose
     layers = {path: module for path, module in touched if isinstance(module, LoRALayer)}
     wholes = [path for path, module in touched if isinstance(module, ReplacedModule)]
     repeated: set[str] = set()
-    for holders in sharing(model).values():
+    for holders in sharing(base_modules(model)).values():
         within = [next((whole for whole in wholes if f"{path}.".startswith(f"{whole}.")), None) for path in holders]
         if within[0] is not None and len(set(within)) == 1:
             continue  # shared inside one module, whose copy shares it too

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from weft.adapter import Adapter
+from weft.config import LoRAConfig
 from weft.errors import BindingError, ConfigError, StateError, TargetError
 from weft.init import start_factors
 from weft.linalg import LowRank
-from weft.model.modules import base_modules, sharing
+from weft.model.modules import Survey
 from weft.model.plan import Plan, PlannedModule
 from weft.nn import (
     Adapted,
@@ -58,14 +59,15 @@ class Part:
             )
 
 
-def new_parts(model: nn.Module, plan: Plan) -> list[Part]:
+def new_parts(survey: Survey, plan: Plan) -> list[Part]:
     """The parts of a new adapter, started by its initializer.
 
     Raises:
         TargetError: the initializer cannot serve a module.
         StateError: a module carries an adapter of another sort.
     """
-    by_path = dict(base_modules(model))
+    by_path = survey.modules
+    rule = rule_for(plan.config.variant)
     made: dict[str, Factors] = {}
     parts = []
     for planned in sorted(plan.modules, key=lambda planned: planned.shares is not None):  # owners of factors first
@@ -74,7 +76,7 @@ def new_parts(model: nn.Module, plan: Plan) -> list[Part]:
         assert kind is not None
         with onboard(module):
             if planned.shares is None:
-                made[planned.path] = content = _started(planned, plan, module, kind)
+                made[planned.path] = content = _started(planned, plan.config, rule, module, kind)
             else:
                 content = _sharing(made[planned.shares], _own_bias(planned, module))
         parts.append(Part(planned.path, module, kind, content))
@@ -88,8 +90,10 @@ def new_parts(model: nn.Module, plan: Plan) -> list[Part]:
     return parts
 
 
-def _started(planned: PlannedModule, plan: Plan, module: nn.Module, kind: type[LoRALayer]) -> Factors:
-    config, rule, matrix = plan.config, rule_for(plan.config.variant), kind.matrix(module).detach()
+def _started(
+    planned: PlannedModule, config: LoRAConfig, rule: VariantRule, module: nn.Module, kind: type[LoRALayer]
+) -> Factors:
+    matrix = kind.matrix(module).detach()
     try:
         start = start_factors(config.init, matrix, planned.rank, planned.scaling, _factor_dtype(matrix))
     except ConfigError as error:
@@ -135,16 +139,14 @@ def _share(factors: Factors, twin: Factors) -> None:
     twin.lora_A, twin.lora_B, twin.magnitude = factors.lora_A, factors.lora_B, factors.magnitude
 
 
-def loaded_parts(model: nn.Module, adapter: Adapter, trainable: bool) -> list[Part]:
+def loaded_parts(survey: Survey, adapter: Adapter, trainable: bool) -> list[Part]:
     """The parts of a given adapter; every one of its tensors is bound exactly once.
 
     Raises:
         BindingError: some did not fit; all of them are listed.
         StateError: a module carries an adapter of another sort.
     """
-    binding = _Binding(
-        dict(base_modules(model)), adapter, trainable, rule_for(adapter.config.variant), dict(adapter.tensors)
-    )
+    binding = _Binding(survey.modules, adapter, trainable, rule_for(adapter.config.variant), dict(adapter.tensors))
     for path, value in adapter.factors.items():
         with onboard(binding.by_path.get(path, nn.Identity())):
             binding.bind_factors(path, value)
@@ -155,17 +157,17 @@ def loaded_parts(model: nn.Module, adapter: Adapter, trainable: bool) -> list[Pa
     if binding.problems:
         total = len(adapter.factors) + len(adapter.magnitudes) + len(adapter.tensors)
         raise BindingError(
-            f"{len(binding.problems)} of the adapter's {total} entries did not fit this {type(model).__name__}; "
+            f"{len(binding.problems)} of the adapter's {total} entries did not fit this {type(survey.model).__name__}; "
             "nothing was attached:\n  " + "\n  ".join(binding.problems)
         )
-    _share_where_equal(model, binding.parts)
+    _share_where_equal(survey, binding.parts)
     return binding.parts
 
 
-def _share_where_equal(model: nn.Module, parts: list[Part]) -> None:
+def _share_where_equal(survey: Survey, parts: list[Part]) -> None:
     """Gives modules that share a weight the very same factors, so that further training keeps them one."""
     contents = {part.path: part.content for part in parts}
-    for paths in sharing(model).values():
+    for paths in survey.sharing.values():
         holders = [content for path in paths if isinstance(content := contents.get(path), Factors)]
         for other in holders[1:]:
             if holders[0].equals(other):

@@ -8,9 +8,9 @@ from torch import nn
 
 from weft.config import LoRAConfig
 from weft.errors import TargetError
-from weft.model.modules import base_modules, base_parameters
+from weft.model.modules import Survey
 from weft.model.targeting import add_sharing_modules, choose, further_biases, trained_modules
-from weft.nn import layer_kind_of
+from weft.nn import VariantRule, layer_kind_of
 from weft.patterns import first_match, matches, nothing_matched
 from weft.variants import rule_for
 
@@ -160,21 +160,26 @@ def plan(model: nn.Module, config: LoRAConfig) -> Plan:
     Raises:
         TargetError: a pattern matches nothing, or names a module that cannot be adapted; the message says why.
     """
-    modules = [(path, module) for path, module in base_modules(model) if path]
-    by_path = dict(modules)
+    return plan_of(Survey(model), config)
+
+
+def plan_of(survey: Survey, config: LoRAConfig) -> Plan:
+    """As `plan`, from what a walk over the model found."""
+    by_path, rule = survey.modules, rule_for(config.variant)
+    modules = [(path, module) for path, module in by_path.items() if path]
     trained = trained_modules(modules, config)
-    chosen, skipped = choose(model, modules, config, trained)
-    shared_with = add_sharing_modules(model, by_path, config, chosen)
+    chosen, skipped = choose(survey, config, trained)
+    shared_with = add_sharing_modules(survey, config, chosen)
     order = {path: place for place, (path, _) in enumerate(modules)}
     planned = tuple(
-        _planned(path, by_path[path], config, chosen[path], shared_with.get(path))
+        _planned(path, by_path[path], config, rule, chosen[path], shared_with.get(path))
         for path in sorted(chosen, key=order.__getitem__)
     )
     for setting in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, setting):
             if not any(matches(pattern, m.path) for m in planned):
                 raise nothing_matched(setting, pattern, [m.path for m in planned])
-    base = {id(p): p.numel() for p in base_parameters(model).values()}
+    base = {id(p): p.numel() for p in survey.parameters.values()}
     return Plan(
         config=config,
         modules=planned,
@@ -185,7 +190,9 @@ def plan(model: nn.Module, config: LoRAConfig) -> Plan:
     )
 
 
-def _planned(path: str, module: nn.Module, config: LoRAConfig, reason: str, shares: str | None) -> PlannedModule:
+def _planned(
+    path: str, module: nn.Module, config: LoRAConfig, rule: VariantRule, reason: str, shares: str | None
+) -> PlannedModule:
     kind = layer_kind_of(module)
     assert kind is not None
     shape = kind.shape(module)
@@ -198,8 +205,7 @@ def _planned(path: str, module: nn.Module, config: LoRAConfig, reason: str, shar
             f"rank {rank} is larger than {path!r} ({shape[0]} x {shape[1]}) can use; "
             f"lower it to at most {min(shape)}, for this module alone with rank_pattern={{{path!r}: {min(shape)}}}"
         )
-    has_bias = module._parameters.get("bias") is not None
-    bias = config.bias != "none" and has_bias
-    magnitudes = shape[kind.output_dim] if rule_for(config.variant).trains_magnitude else 0
+    bias = config.bias != "none" and module._parameters.get("bias") is not None
+    magnitudes = shape[kind.output_dim] if rule.trains_magnitude else 0
     scaling = config.scaling(alpha, rank)
     return PlannedModule(path, kind.kind, shape, rank, alpha, scaling, bias, magnitudes, reason, shares)

@@ -1,6 +1,6 @@
 """Which adapters change the output: switching copies nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -8,7 +8,8 @@ from torch import nn
 from weft.errors import StateError
 from weft.model.modules import adapted_modules
 from weft.model.state import ModelState, require_adapter, require_unmerged, state_of
-from weft.nn import ReplacedModule
+from weft.nn import Adapted, ReplacedModule
+from weft.nn.bank import set_active
 
 Selection = str | Sequence[str] | Mapping[str, float] | None
 """One adapter, several whose changes are summed, several with a factor each, or none: the base alone."""
@@ -27,10 +28,19 @@ def activate(model: nn.Module, names: Selection) -> None:
     state = state_of(model)
     require_unmerged(state, "switch adapters")
     chosen = selection(state, names)
-    check_sum(model, chosen)
-    for _, module in adapted_modules(model):
-        module.active = {name: scale for name, scale in chosen.items() if name in module.adapters}
-    state.active = chosen
+    make_active(state, adapted_modules(model), chosen)
+
+
+def make_active(state: ModelState, modules: Sequence[tuple[str, Adapted]], chosen: dict[str, float]) -> None:
+    """Makes the chosen adapters the active ones of a model whose adapted modules these are.
+
+    Raises:
+        StateError: adapters that cannot be summed.
+    """
+    check_sum(modules, chosen)
+    for _, module in modules:
+        set_active(module, chosen)
+    state.active = dict(chosen)
 
 
 @contextmanager
@@ -56,9 +66,9 @@ def selection(state: ModelState, names: Selection) -> dict[str, float]:
     return chosen
 
 
-def check_sum(model: nn.Module, chosen: Mapping[str, float]) -> None:
+def check_sum(modules: Iterable[tuple[str, Adapted]], chosen: Mapping[str, float]) -> None:
     """Raises StateError if a whole module is trained in several of the chosen adapters, or is to be scaled."""
-    for path, module in adapted_modules(model):
+    for path, module in modules:
         if isinstance(module, ReplacedModule):
             holders = [name for name in chosen if name in module.adapters]
             if len(holders) > 1:

@@ -5,8 +5,8 @@ from torch import nn
 
 from weft.config import ALL_LINEAR, LoRAConfig
 from weft.errors import TargetError
-from weft.model.modules import base_modules, output_heads, sharing
-from weft.nn import Adapted, BiasLayer, LoRALayer, ReplacedModule, layer_kind_of
+from weft.model.modules import Survey, base_modules, output_heads
+from weft.nn import Adapted, BiasLayer, LoRALayer, ReplacedModule, VariantRule, layer_kind_of
 from weft.nn.bank import foreign_forward
 from weft.patterns import block_index, first_match, matches, nothing_matched
 from weft.variants import rule_for
@@ -36,17 +36,16 @@ def trained_modules(modules: list[tuple[str, nn.Module]], config: LoRAConfig) ->
     return outermost
 
 
-def choose(
-    model: nn.Module, modules: list[tuple[str, nn.Module]], config: LoRAConfig, trained: list[str]
-) -> tuple[dict[str, str], dict[str, str]]:
+def choose(survey: Survey, config: LoRAConfig, trained: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """path -> the pattern that chose it, and path -> why it was skipped."""
+    modules = [(path, module) for path, module in survey.modules.items() if path]
     targets = (config.targets,) if isinstance(config.targets, str) else config.targets
     patterns = [pattern for pattern in targets if pattern != ALL_LINEAR]
     all_linear = len(patterns) < len(targets)
-    heads = output_heads(model) if all_linear else set()
-    parents = {path: module for path, module in modules} | {"": model}
+    heads = output_heads(survey.modules.values()) if all_linear else set()
     if config.layers is not None:
         _check_layers(config.layers, [path for path, _ in modules])
+    rule = rule_for(config.variant)
     used: set[str] = set()
     chosen: dict[str, str] = {}
     skipped: dict[str, str] = {}
@@ -70,7 +69,7 @@ def choose(
         elif kind is None:
             continue  # a container that a pattern happens to name; an error only if the pattern names nothing else
         else:
-            reason = _refusal(path, module, kind, parents[path.rpartition(".")[0]], config)
+            reason = _refusal(module, kind, survey.modules[path.rpartition(".")[0]], config, rule)
             if reason is None:
                 chosen[path] = pattern or ALL_LINEAR
                 used.update([pattern] if pattern else [])
@@ -83,7 +82,7 @@ def choose(
     _check_patterns_used(modules, config, [p for p in patterns if p not in used])
     if not chosen and not trained:
         raise TargetError(
-            f"targets: {config.targets!r} chose no module of this {type(model).__name__}"
+            f"targets: {config.targets!r} chose no module of this {type(survey.model).__name__}"
             + (f" within layers {config.layers}" if config.layers is not None else "")
             + "; name modules by a pattern"
         )
@@ -121,7 +120,9 @@ def _check_patterns_used(modules: list[tuple[str, nn.Module]], config: LoRAConfi
             raise nothing_matched("exclude", pattern, paths)
 
 
-def _refusal(path: str, module: nn.Module, kind: type[LoRALayer], parent: nn.Module, config: LoRAConfig) -> str | None:
+def _refusal(
+    module: nn.Module, kind: type[LoRALayer], parent: nn.Module, config: LoRAConfig, rule: VariantRule
+) -> str | None:
     """Why a module of a known kind cannot be adapted, or None."""
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this layer's weight itself and never calls the layer"
@@ -136,33 +137,31 @@ def _refusal(path: str, module: nn.Module, kind: type[LoRALayer], parent: nn.Mod
         return "its forward was replaced on the object, so an adapter would never be called"
     if config.dropout > 0 and kind.layout(module).kind == "embedding":
         return "dropout has nothing to drop in token ids; use dropout=0"
-    return kind.refusal(module) or rule_for(config.variant).refusal(kind, module)
+    return kind.refusal(module) or rule.refusal(kind, module)
 
 
-def add_sharing_modules(
-    model: nn.Module, by_path: dict[str, nn.Module], config: LoRAConfig, chosen: dict[str, str]
-) -> dict[str, str]:
+def add_sharing_modules(survey: Survey, config: LoRAConfig, chosen: dict[str, str]) -> dict[str, str]:
     """Adds to `chosen` the modules that share a chosen module's weight; returns path -> path it shares with.
 
     The weight is one, so its change must be one: both modules get the same factors.
     """
     shared_with: dict[str, str] = {}
     rule = rule_for(config.variant)
-    for paths in sharing(model).values():
+    for paths in survey.sharing.values():
         first = next((path for path in paths if path in chosen), None)
         if first is None:
             continue
-        first_kind = layer_kind_of(by_path[first])
+        first_kind = layer_kind_of(survey.modules[first])
         assert first_kind is not None
         for path in paths:
             if path == first:
                 continue
-            kind = layer_kind_of(by_path[path])
+            kind = layer_kind_of(survey.modules[path])
             reason = (
                 f"exclude {first_match(config.exclude, path)!r}"
                 if first_match(config.exclude, path) is not None
                 else "it is no layer that weft adapts" if kind is None
-                else kind.refusal(by_path[path]) or rule.refusal(kind, by_path[path])
+                else kind.refusal(survey.modules[path]) or rule.refusal(kind, survey.modules[path])
                 or rule.sharing_refusal(first_kind, kind)
             )  # fmt: skip
             if reason is not None:

@@ -43,12 +43,32 @@ def weave(module: nn.Module, kind: type[A]) -> A:
     bound = _bound_forward(module)
     module.__class__ = _woven_class(kind, type(module))
     assert isinstance(module, kind)
-    module.adapters = nn.ModuleDict()
-    module.active = {}
-    module.merged = None
+    module._modules["adapters"] = nn.ModuleDict()
+    # Plain values, which need none of what `nn.Module` does to set an attribute: there can be ten thousand modules.
+    module.__dict__.update(active={}, merged=None)
     if bound is not None:
         module.__dict__[bound] = types.MethodType(type(module).forward, module)
     return module
+
+
+def bank_of(module: nn.Module) -> nn.ModuleDict | None:
+    """The bank of adapters of an adapted module; None for any other."""
+    bank = module._modules["adapters"] if isinstance(module, Adapted) else None
+    assert bank is None or isinstance(bank, nn.ModuleDict)
+    return bank
+
+
+def set_active(module: Adapted, chosen: Mapping[str, float]) -> None:
+    """Makes active on one module those of the chosen adapters that it carries.
+
+    Args:
+        module: the adapted module.
+        chosen: name -> factor. Modules that carry all of them share it; it must not be changed afterwards.
+    """
+    there = module._modules["adapters"]._modules  # type: ignore[union-attr]  # an adapted module has a bank
+    if not all(name in there for name in chosen):
+        chosen = {name: scale for name, scale in chosen.items() if name in there}
+    module.__dict__["active"] = chosen
 
 
 def check_class(module: Adapted, path: str) -> None:

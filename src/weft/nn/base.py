@@ -79,6 +79,9 @@ class Factors(nn.Module):
     magnitude: nn.Parameter | None
     offset_A: Tensor | None
     offset_B: Tensor | None
+    scaling: float
+    dropout: float
+    rule: VariantRule
 
     def __init__(
         self,
@@ -94,15 +97,14 @@ class Factors(nn.Module):
         trainable: bool = True,
     ) -> None:
         super().__init__()
-        self.lora_A = nn.Parameter(A, requires_grad=trainable)
-        self.lora_B = nn.Parameter(B, requires_grad=trainable)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=trainable)
-        self.magnitude = None if magnitude is None else nn.Parameter(magnitude, requires_grad=trainable)
-        self.register_buffer("offset_A", None if offset is None else offset[0])
-        self.register_buffer("offset_B", None if offset is None else offset[1])
-        self.scaling = scaling
-        self.dropout = dropout
-        self.rule = rule
+        # Straight to where `nn.Module` keeps them: setting each as an attribute takes many times as long.
+        tensors = {"lora_A": A, "lora_B": B, "bias": bias, "magnitude": magnitude}
+        self._parameters.update(
+            (name, None if tensor is None else nn.Parameter(tensor, requires_grad=trainable))
+            for name, tensor in tensors.items()
+        )
+        self._buffers["offset_A"], self._buffers["offset_B"] = (None, None) if offset is None else offset
+        self.__dict__.update(scaling=scaling, dropout=dropout, rule=rule)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """A and B, read past the attribute look-up of `nn.Module`, which costs more than a small product."""
@@ -234,11 +236,13 @@ class LoRALayer(Adapted):
 L = TypeVar("L", bound=type[LoRALayer])
 
 layer_kinds: Registry[type[LoRALayer]] = Registry("layer kind")
+_kind_by_type: dict[type[nn.Module], type[LoRALayer] | None] = {}  # what `layer_kind_of` found out
 
 
 def register_layer_kind(kind: L) -> L:
     """A class decorator that adds a layer kind under its name."""
     layer_kinds.register(kind.kind)(kind)
+    _kind_by_type.clear()
     return kind
 
 
@@ -247,7 +251,11 @@ def layer_kind_of(module: nn.Module) -> type[LoRALayer] | None:
 
     The kind registered last is asked first, so that an added one can serve a subclass of torch's layers.
     """
-    return next((layer_kinds[name] for name in reversed(list(layer_kinds)) if layer_kinds[name].serves(module)), None)
+    own = type(module)
+    if own not in _kind_by_type:
+        kinds = [layer_kinds[name] for name in reversed(list(layer_kinds))]
+        _kind_by_type[own] = next((kind for kind in kinds if kind.serves(module)), None)
+    return _kind_by_type[own]
 
 
 def differs_from_base(module: nn.Module, plain: Callable[[Tensor], Tensor], example: Tensor) -> bool:

@@ -4,16 +4,36 @@ Between two passes such a weight is on the meta device: it has a shape, but no v
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
 
+from weft.nn.bank import bank_of
+
+
+def onboard(module: nn.Module) -> AbstractContextManager[None]:
+    """The offloaded weights of a module, and of those inside it, in memory for the length of a ``with`` block.
+
+    Those of adapters stay where they are.
+    """
+    hooked = [(part, part.__dict__["_hf_hook"]) for part in _parts(module) if _is_offloaded(part)]
+    return _brought_in(hooked) if hooked else nullcontext()
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """A module and those inside it, without adapters."""
+    found = [module]
+    for part in found:  # which grows on the way
+        if part._modules:
+            bank = bank_of(part)
+            found += [child for child in part._modules.values() if child is not None and child is not bank]
+    return found
+
 
 @contextmanager
-def onboard(module: nn.Module) -> Iterator[None]:
-    """The offloaded weights of a module, and of those inside it, in memory for the length of a ``with`` block."""
+def _brought_in(hooked: list[tuple[nn.Module, Any]]) -> Iterator[None]:
     # The two steps that accelerate's hook itself takes around a forward pass.
-    hooked = [(part, part.__dict__["_hf_hook"]) for part in module.modules() if _is_offloaded(part)]
     for part, hook in hooked:
         hook.pre_forward(part)
     try:
