@@ -82,13 +82,13 @@ def test_flags_win_over_the_file(flags: list[str], tmp_path: Path) -> None:
 def test_several_values_and_settings_of_a_choice(flags: list[str], tmp_path: Path) -> None:
     init = "{name: pissa, num_power_iters: 2}"
     words = ["--targets", "q_proj,k_proj", "--targets", "re:.*v_proj", "--layers", "0-1", "--init", init]
-    result = invoke("train", *flags, *words, "--no-group-by-length", "--bf16", "false")
+    result = invoke("train", *flags, *words, "--batching", "random", "--bf16", "false")
     assert result.exit_code == 0, result.output
     saved = RunConfig.from_yaml(tmp_path / "run" / "config.yaml")
     assert saved.targets == ("q_proj", "k_proj", "re:.*v_proj")
     assert saved.layers == (0, 1)
     assert saved.lora().init == weft.PiSSA(2)
-    assert saved.group_by_length is False
+    assert saved.batching == "random"
     assert saved.bf16 is False
 
 

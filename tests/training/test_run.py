@@ -1,11 +1,14 @@
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 import weft
 from weft.errors import ConfigError, DataError, TargetError, TrainingError, WeftError
@@ -222,3 +225,36 @@ def test_a_failure_after_a_checkpoint_keeps_it(settings: dict[str, Any], monkeyp
         run(RunConfig(**(settings | {"save_every": 1, "eval": None})))
     assert RunFolder(settings["output"]).config.is_file()
     assert not (settings["output"] / "adapter").exists()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_batches_are_packed_where_the_base_can_take_it(settings: dict[str, Any], tmp_path: Path, bf16: bool) -> None:
+    settings |= {"max_steps": 2, "bf16": bf16}
+    held_out = []
+    for batching, written in (("auto", "packed"), ("sorted", "sorted"), ("random", "random")):
+        result = run(RunConfig(**(settings | {"output": tmp_path / batching, "batching": batching})))
+        assert RunConfig.from_yaml(result.folder / "config.yaml").batching == written
+        assert f"| batching | {written} |" in (result.folder / "README.md").read_text()
+        assert result.after is not None
+        held_out.append(result.after.loss)
+    assert held_out[0] == pytest.approx(held_out[2], rel=1e-2 if bf16 else 1e-4)  # the same rows in each step
+
+
+def test_a_base_that_cannot_take_packed_batches(settings: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "eager"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "bloom", "architectures": ["BloomForCausalLM"], "n_layer": 2, "n_head": 2})
+    )
+    torch.manual_seed(0)
+    BloomForCausalLM(BloomConfig.from_pretrained(folder)).save_pretrained(folder)
+    settings |= {"base": str(folder), "max_steps": 1}
+    with pytest.raises(ConfigError, match="batching: this base cannot take packed batches: it takes no position_ids"):
+        run(RunConfig(**settings, batching="packed"))
+    assert not settings["output"].exists()
+    shown = Console(file=io.StringIO(), width=200)
+    result = run(RunConfig(**settings), console=shown)
+    assert RunConfig.from_yaml(result.folder / "config.yaml").batching == "sorted"
+    assert isinstance(shown.file, io.StringIO)
+    assert "sorted by length, not packed: it takes no position_ids" in shown.file.getvalue()

@@ -97,6 +97,11 @@ class TextDataset(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def longest(self) -> int:
+        """Tokens in the longest row."""
+        return max(len(example.input_ids) for example in self.examples)
+
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         example = self.examples[index]
         return {"input_ids": list(example.input_ids), "labels": list(example.labels)}

@@ -96,7 +96,11 @@ class RunConfig(BaseModel):
     bf16: bool | Literal["auto"] = Field(
         "auto", description="Hold the frozen base in bfloat16 (the factors stay in float32); auto: on GPUs made for it."
     )
-    group_by_length: bool = Field(True, description="Batch rows of like length together: less padding.")
+    batching: Literal["auto", "packed", "sorted", "random"] = Field(
+        "auto",
+        description="The rows of a batch: packed end to end, in random order, with no padding; padded, sorted so that "
+        "rows of like length meet; or padded, in random order. auto: packed where the base can take it, else sorted.",
+    )
     seed: int = Field(42, ge=0, description="The seed of the factors, the order of rows, dropout and eval_share.")
 
     log_every: int = Field(10, ge=1, description="Steps between two lines of metrics.")

@@ -2,17 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from weft.data.packed import PackedCollator
 from weft.data.text import IGNORED, Collator, Example, TextDataset, context_length, pad_id
 from weft.training.logits import keeps_logits, learned_positions
+from weft.training.mode import evaluating
+from weft.training.packing import obstacle, packing
+from weft.training.token_loss import Scores, batch_scores, head_of, scores_of_logits
 
 
 @dataclass(frozen=True)
@@ -75,23 +78,18 @@ def evaluate(
         max_new_tokens: tokens in an answer at most.
     """
     tokens, loss, correct = 0, 0.0, 0
-    collate = Collator(pad_id(tokenizer))
+    packed = obstacle(model, dataset.longest) is None
+    collate = PackedCollator() if packed else Collator(pad_id(tokenizer))
+    head = head_of(model)
     order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i].input_ids))
-    with _evaluating(model):
+    with evaluating(model), packing(model) if packed else nullcontext():
         for start in range(0, len(order), batch_size):
             batch = collate([dataset[i] for i in order[start : start + batch_size]])
-            labels = batch.pop("labels").to(model.device)
-            positions = learned_positions(labels)  # (k)
-            kept: dict[str, Any] = {"logits_to_keep": positions} if keeps_logits(model) else {}
             inputs = {key: value.to(model.device) for key, value in batch.items()}
-            logits = model(**inputs, **kept, use_cache=False).logits
-            logits = logits if kept else logits[:, positions]  # (rows, k, vocabulary)
-            labels = labels[:, positions + 1]  # (rows, k)
-            learned = labels != IGNORED
-            targets, logits = labels[learned], logits[learned].float()  # (n), (n, vocabulary)
-            tokens += targets.numel()
-            loss += F.cross_entropy(logits, targets, reduction="sum").item()
-            correct += int((logits.argmax(-1) == targets).sum())
+            found = batch_scores(model, head, inputs) if head is not None else _scores_of_logits(model, inputs)
+            tokens += found.tokens
+            loss += found.loss
+            correct += found.correct
     mean = loss / tokens
     answers = generate_answers(model, tokenizer, dataset, generate_rows, batch_size, max_new_tokens)
     return EvalResult(
@@ -103,6 +101,18 @@ def evaluate(
         generated_rows=len(answers),
         **_text_metrics(answers),
     )
+
+
+def _scores_of_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Scores:
+    """The scores of a batch from the model's own logits, for a model whose head cannot be used apart."""
+    labels = inputs.pop("labels")
+    positions = learned_positions(labels)  # (k)
+    kept: dict[str, Any] = {"logits_to_keep": positions} if keeps_logits(model) else {}
+    logits = model(**inputs, **kept, use_cache=False).logits
+    logits = logits if kept else logits[:, positions]  # (rows, k, vocabulary)
+    labels = labels[:, positions + 1]  # (rows, k)
+    chosen = labels != IGNORED
+    return scores_of_logits(logits[chosen], labels[chosen])
 
 
 def generate_answers(
@@ -133,7 +143,7 @@ def generate_answers(
     )
     answers: dict[int, str] = {}
     order = sorted(range(count), key=lambda i: len(prompts[i]))
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, count, batch_size):
             places = order[start : start + batch_size]
             longest = max(len(prompts[i]) for i in places)
@@ -178,14 +188,3 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     ends = settings.eos_token_id if settings is not None else None
     own = ends if isinstance(ends, list) else [ends]
     return sorted({end for end in [*own, tokenizer.eos_token_id] if end is not None})
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)

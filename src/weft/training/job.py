@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from weft.analysis.plots import plot_losses
+from weft.data.packed import PackedCollator
 from weft.data.text import Collator, Columns, TextDataset, context_length, load_text, pad_id
 from weft.errors import ConfigError, TrainingError
 from weft.model import attach, collect, plan
@@ -29,6 +30,7 @@ from weft.training.checkpoint import latest, remove_incomplete, step_of
 from weft.training.config import RunConfig
 from weft.training.evaluation import EvalResult, evaluate
 from weft.training.folder import FINAL, RunFolder, write_whole
+from weft.training.packing import obstacle
 from weft.training.progress import LogBeforeSaving, MetricsWriter, ProgressBar, StepTimer
 from weft.training.result import RunResult
 from weft.training.trainer import AdapterTrainer
@@ -65,9 +67,13 @@ def run(
     bf16 = _bf16(config)
     base = load_base(config.base, dtype=torch.bfloat16 if bf16 else torch.float32)
     config = config.model_copy(update={"bf16": bf16, "max_length": _max_length(config, base)})
+    train_data, eval_data = _data(config, base)
+    batching, reason = _batching(config, base, train_data)
+    if reason is not None and console is not None:
+        console.print(f"batches are padded, and sorted by length, not packed: {reason}")
+    config = config.model_copy(update={"batching": batching})
     if resume:
         _check_same(config, folder)
-    train_data, eval_data = _data(config, base)
     planned = plan(base.model, config.lora())  # before the folder is made, so that a wrong pattern leaves no trace
     if not resume:
         folder.start(config, overwrite=overwrite)
@@ -157,7 +163,7 @@ class _RunTrainer(AdapterTrainer):
             args=_arguments(config, folder, has_eval=eval_data is not None),
             train_dataset=train_data,
             eval_dataset=eval_data,
-            data_collator=Collator(pad_id(base.tokenizer)),
+            data_collator=PackedCollator() if config.batching == "packed" else Collator(pad_id(base.tokenizer)),
             callbacks=[LogBeforeSaving(), MetricsWriter(folder), *callbacks, *_optional_callbacks(config, folder)],
         )
         self.remove_callback(PrinterCallback)
@@ -200,7 +206,7 @@ def _arguments(config: RunConfig, folder: RunFolder, *, has_eval: bool) -> Train
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        train_sampling_strategy="group_by_length" if config.group_by_length else "random",
+        train_sampling_strategy="group_by_length" if config.batching == "sorted" else "random",
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,  # a loss that is not a number stops the run instead
         eval_strategy="steps" if has_eval else "no",
@@ -280,6 +286,18 @@ def _bf16(config: RunConfig) -> bool:
     if config.bf16 == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return config.bf16
+
+
+def _batching(config: RunConfig, base: Base, data: TextDataset) -> tuple[str, str | None]:
+    """How batches are made, and why they are not packed where they would be if the base could take it."""
+    if config.batching not in ("auto", "packed"):
+        return config.batching, None
+    reason = obstacle(base.model, data.longest)
+    if reason is None:
+        return "packed", None
+    if config.batching == "packed":
+        raise ConfigError(f"batching: this base cannot take packed batches: {reason}; set it to 'auto' or 'sorted'")
+    return "sorted", reason
 
 
 def _max_length(config: RunConfig, base: Base) -> int | None:

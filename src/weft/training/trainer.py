@@ -5,17 +5,22 @@ order of rows; and a run that would train nothing, or that went wrong, stops wit
 """
 
 import json
+import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import TrainOutput
 
+from weft.data.packed import PackedCollator
+from weft.data.text import TextDataset
 from weft.errors import TrainingError
 from weft.model import collect, trainable_parameters
 from weft.model.modules import adapted_modules
@@ -23,6 +28,8 @@ from weft.model.state import state_of
 from weft.nn import Factors
 from weft.training.checkpoint import load_state, require_latest, save_state
 from weft.training.logits import keeps_logits, with_learned_logits
+from weft.training.packing import obstacle, packing
+from weft.training.token_loss import Head, batch_loss, head_of
 
 _LISTED = 8  # modules named in a message before "and N more"
 
@@ -35,12 +42,13 @@ class AdapterTrainer(Trainer):
 
     Raises (from `train`):
         StateError: no trainable adapter is attached.
-        TrainingError: the first backward pass left an adapter's B without a gradient, or a loss or a gradient is
-            not a finite number.
+        TrainingError: the batches are packed and the model cannot take them, the first backward pass left an
+            adapter's B without a gradient, or a loss or a gradient is not a finite number.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.add_callback(InputsWithoutGradients())
         self._gradients_checked = False
         self._keeps_logits = self.model_accepts_loss_kwargs and keeps_logits(self.attached)
         if self.args.ddp_find_unused_parameters is None:
@@ -51,6 +59,11 @@ class AdapterTrainer(Trainer):
         """The model that the adapters are attached to."""
         assert isinstance(self.model, nn.Module)
         return self.model
+
+    @cached_property
+    def head(self) -> Head | None:
+        """What the loss in chunks needs of the model; None where it cannot be had, as for a model over processes."""
+        return head_of(self.attached) if self.accelerator.distributed_type == DistributedType.NO else None
 
     def train(
         self,
@@ -74,7 +87,10 @@ class AdapterTrainer(Trainer):
             resume_from_checkpoint = str(require_latest(str(self.args.output_dir)))
         if isinstance(resume_from_checkpoint, str) and _is_finished(Path(resume_from_checkpoint)):
             return self._restore(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if not isinstance(self.data_collator, PackedCollator):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        with packing(self._packable()):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -95,10 +111,17 @@ class AdapterTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The model's own loss, from logits at the learned positions alone where the model can be asked for that."""
+        """The model's own loss: in chunks of learned tokens where its head allows, else from fewer logits.
+
+        Where `model` wraps the attached one (over several devices, or compiled), the wrapper has to be called.
+        """
         own_loss = self.compute_loss_func is None and self.label_smoother is None
-        if own_loss and not return_outputs and self._keeps_logits and "labels" in inputs:
-            inputs = with_learned_logits(inputs)
+        if own_loss and not return_outputs and "labels" in inputs:
+            if self.head is not None and model is self.attached and isinstance(model, PreTrainedModel):
+                with self.accelerator.autocast():
+                    return batch_loss(model, self.head, inputs, num_items_in_batch)
+            if self._keeps_logits:
+                inputs = with_learned_logits(inputs)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -121,6 +144,16 @@ class AdapterTrainer(Trainer):
             return None
         load_state(self.attached, Path(str(self.args.output_dir)) / f"checkpoint-{step}")
         return int(step)
+
+    def _packable(self) -> PreTrainedModel:
+        """The model, if it can take packed batches."""
+        longest = self.train_dataset.longest if isinstance(self.train_dataset, TextDataset) else sys.maxsize
+        reason = obstacle(self.attached, longest)
+        if reason is not None or not isinstance(self.attached, PreTrainedModel):
+            raise TrainingError(
+                f"the model cannot take packed batches: {reason}; use weft.data.text.Collator as the data collator"
+            )
+        return self.attached
 
     def _restore(self, checkpoint: str) -> TrainOutput:
         """The end of a run whose last step is done already."""
@@ -183,6 +216,19 @@ class AdapterTrainer(Trainer):
                 "the loss does not depend on them. Leave them out with exclude, activate the adapter, or, with "
                 "reentrant gradient checkpointing, use the non-reentrant one"
             )
+
+
+class InputsWithoutGradients(TrainerCallback):
+    """Undoes what transformers does for gradient checkpointing: make the embeddings' output require a gradient.
+
+    Only reentrant checkpointing needs it; else it makes the backward pass run down to the first layer, whatever is
+    adapted.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, *rest: Any, model: nn.Module, **more: Any) -> None:
+        reentrant = (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+        if args.activation_checkpointing and not reentrant and isinstance(model, PreTrainedModel):
+            model.disable_input_require_grads()
 
 
 class EpochLengthSampler(Sampler[int]):

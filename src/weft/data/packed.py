@@ -1,0 +1,30 @@
+"""Packed batches: the rows of a batch end to end in one, without padding."""
+
+from collections.abc import Mapping
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from weft.data.text import IGNORED
+
+
+class PackedCollator:
+    """Lays the rows of a batch end to end.
+
+    Returns, for rows of L_1 ... L_S tokens and T of these together:
+        input_ids: (1, T), int64.
+        position_ids: (1, T), int64; they begin again at 0 with each row.
+        labels: (1, T), int64; `IGNORED` at the first token of each row, which nothing comes before.
+        attention_mask: (1, 1, 1, S + 1), int32: no mask, but where the rows begin, and T. Only attention that knows
+            of it (`weft.training.packing`) may be given it; any other refuses its dtype.
+    """
+
+    def __call__(self, rows: list[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        return {
+            "input_ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]),
+            "position_ids": torch.tensor([[place for length in lengths for place in range(length)]]),
+            "labels": torch.tensor([[label for row in rows for label in (IGNORED, *row["labels"][1:])]]),
+            "attention_mask": torch.tensor([[[[0, *accumulate(lengths)]]]], dtype=torch.int32),
+        }
