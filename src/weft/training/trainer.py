@@ -15,7 +15,7 @@ import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import TrainOutput
 
@@ -225,8 +225,11 @@ class InputsWithoutGradients(TrainerCallback):
     adapted.
     """
 
-    def on_train_begin(self, args: TrainingArguments, *rest: Any, model: nn.Module, **more: Any) -> None:
-        reentrant = (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        settings, model = args.activation_checkpointing_kwargs, rest["model"]
+        reentrant = isinstance(settings, dict) and settings.get("use_reentrant", False)
         if args.activation_checkpointing and not reentrant and isinstance(model, PreTrainedModel):
             model.disable_input_require_grads()
 
