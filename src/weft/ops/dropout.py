@@ -68,8 +68,9 @@ def without_dropped(x: Tensor, dropped: Tensor | None) -> Tensor:
         return x
     if dropped.dtype == torch.bool:
         return x.masked_fill(dropped.view(x.shape), 0)
+    places = dropped.long()
     x = x.clone(memory_format=torch.contiguous_format)
-    x.view(-1)[dropped] = 0
+    x.view(-1).scatter_(0, places, x.new_zeros(1).expand(places.shape))
     return x
 
 
@@ -88,9 +89,10 @@ def add_kept(x: Tensor, left: Tensor, right: Tensor, scaling: float, dropped: Te
     elif dropped.dtype == torch.bool:
         x.add_((left @ right).masked_fill_(dropped.view(x.shape), 0), alpha=scaling)
     else:  # it is cheaper to put a twentieth back than to make another matrix
-        before = x.view(-1).index_select(0, dropped)
+        places = dropped.long()
+        before = x.view(-1).index_select(0, places)
         x.addmm_(left, right, alpha=scaling)
-        x.view(-1)[dropped] = before
+        x.view(-1).scatter_(0, places, before)
 
 
 def drop(x: Tensor, probability: float, training: bool) -> Tensor:
