@@ -203,7 +203,7 @@ def _cases(size: str, rank: int, dtype: str, options: Options) -> Iterator[Case]
 def _timed(
     size: str, rank: int, dtype: str, options: Options, benchmarks: tuple[str, ...] = ("forward_backward", "step")
 ) -> Iterator[Case]:
-    for dropout in DROPOUTS[1:] if options.effort == "tiny" else DROPOUTS:
+    for dropout in DROPOUTS if options.effort == "full" else (DROPOUT,):
         setting: Setting = {"model": size, "rank": rank, "dtype": dtype, "device": device(), "dropout": dropout}
         for benchmark in benchmarks:
             measure = partial(times, size, rank, dropout, dtype, options.seconds, whole=benchmark == "step")

@@ -186,7 +186,7 @@ def write_base(size: str, folder: Path) -> Path:
 def cases(options: Options) -> Iterator[Case]:
     """Both bases, in float32 and bfloat16."""
     full = options.effort == "full"
-    sizes, rounds = ((128, 64), 2) if full else ((16, 8), 1)
+    sizes, rounds = ((128, 64), 2) if full else ((8, 4), 1)
     variants = ("weft", PEER, PEER_AT_BEST) if full else ("weft", PEER)
     data = "standard library" if options.rows is None else options.rows.stem
     for base in BASES if full else BASES[:1]:
