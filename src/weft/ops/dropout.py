@@ -6,6 +6,7 @@ there is to keep. A GPU draws numbers for nothing, and would have to wait for th
 """
 
 import math
+import threading
 from typing import Any
 
 import torch
@@ -57,21 +58,40 @@ def dropped_mask(count: int, probability: float, device: torch.device) -> Tensor
     return torch.rand(count, device=device) < probability
 
 
-def without_dropped(x: Tensor, dropped: Tensor | None) -> Tensor:
+class _Workspaces(threading.local):
+    """Room for one tensor of each dtype, kept by each thread: new memory of that size costs more than the copy."""
+
+    def __init__(self) -> None:
+        self.by_dtype: dict[torch.dtype, Tensor] = {}
+
+
+_workspaces = _Workspaces()
+
+
+def _workspace(x: Tensor) -> Tensor:
+    buffer = _workspaces.by_dtype.get(x.dtype)
+    if buffer is None or buffer.numel() < x.numel():
+        buffer = _workspaces.by_dtype[x.dtype] = torch.empty(x.numel(), dtype=x.dtype)
+    return buffer[: x.numel()].view(x.shape)
+
+
+def without_dropped(x: Tensor, dropped: Tensor | None, lasting: bool = False) -> Tensor:
     """x with its dropped entries at zero; not scaled up. x itself where nothing is dropped.
 
     Args:
         x: any shape.
         dropped: places or a mask, as `draw_dropped` gives them, or None.
+        lasting: whether the result has to last until after the next call.
     """
     if dropped is None:
         return x
     if dropped.dtype == torch.bool:
         return x.masked_fill(dropped.view(x.shape), 0)
     places = dropped.long()
-    x = x.clone(memory_format=torch.contiguous_format)
-    x.view(-1).scatter_(0, places, x.new_zeros(1).expand(places.shape))
-    return x
+    copy = torch.empty_like(x, memory_format=torch.contiguous_format) if lasting else _workspace(x)
+    copy.copy_(x)
+    copy.view(-1).scatter_(0, places, x.new_zeros(1).expand(places.shape))
+    return copy
 
 
 def add_kept(x: Tensor, left: Tensor, right: Tensor, scaling: float, dropped: Tensor | None) -> None:
@@ -110,9 +130,9 @@ class _Drop(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dropped: Tensor, probability: float) -> Tensor:
         ctx.save_for_backward(dropped)
         ctx.probability = probability
-        return without_dropped(x, dropped).div_(1 - probability)
+        return without_dropped(x, dropped, lasting=True).div_(1 - probability)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (dropped,) = ctx.saved_tensors
-        return without_dropped(g, dropped) / (1 - ctx.probability), None, None
+        return without_dropped(g, dropped, lasting=True) / (1 - ctx.probability), None, None

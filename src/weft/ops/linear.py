@@ -212,7 +212,7 @@ def _factor_gradients(
     k = B.T @ g.T if x is not None or need_x else None
     dA = dB = None
     if x is not None and k is not None:
-        x = x if dropped is None else without_dropped(x, dropped)
+        x = x if dropped is None else without_dropped(x, dropped, lasting=torch.is_grad_enabled())
         x = x.reshape(-1, x.shape[-1])
         dA = torch.addmm(A, k, x, beta=0, alpha=scaling)  # beta = 0: A is not read
         if h is not None and torch.is_grad_enabled():
