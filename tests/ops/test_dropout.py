@@ -132,6 +132,14 @@ def test_without_gradients_too() -> None:
         assert not torch.equal(run(0.5), run(0.0))
 
 
+def test_inference_mode_and_then_training() -> None:
+    (_, x, A, B), W = inputs(torch.float16)  # a dtype that no other test has made memory for
+    with torch.inference_mode():
+        adapted_linear(x, W, None, A, B, 1.0, dropout=0.5)
+    adapted_linear(x, W, None, A, B, 1.0, dropout=0.5).float().sum().backward()
+    assert x.grad is not None
+
+
 @pytest.mark.parametrize("as_mask", [False, True])
 def test_a_second_derivative_sees_the_same_entries_dropped(as_mask: bool) -> None:
     (_, x, A, B), W = inputs()

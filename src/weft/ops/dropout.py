@@ -88,6 +88,7 @@ def without_dropped(x: Tensor, dropped: Tensor | None, lasting: bool = False) ->
     if dropped.dtype == torch.bool:
         return x.masked_fill(dropped.view(x.shape), 0)
     places = dropped.long()
+    lasting = lasting or torch.is_inference_mode_enabled()  # whose tensors cannot be written outside of it
     copy = torch.empty_like(x, memory_format=torch.contiguous_format) if lasting else _workspace(x)
     copy.copy_(x)
     copy.view(-1).scatter_(0, places, x.new_zeros(1).expand(places.shape))
