@@ -93,6 +93,11 @@ class RunConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, about a third more time."
     )
+    cache_frozen: bool = Field(
+        False,
+        description="Run the blocks below the lowest adapted one (see layers) once for each row, and keep their output "
+        "on disk until the run has ended.",
+    )
     bf16: bool | Literal["auto"] = Field(
         "auto", description="Hold the frozen base in bfloat16 (the factors stay in float32); auto: on GPUs made for it."
     )

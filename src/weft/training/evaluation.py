@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from weft.data.packed import PackedCollator
 from weft.data.text import IGNORED, Collator, Example, TextDataset, context_length, pad_id
+from weft.training.frozen_cache import Collate, FrozenCache
 from weft.training.logits import keeps_logits, learned_positions
 from weft.training.mode import evaluating
 from weft.training.packing import obstacle, packing
@@ -66,6 +67,7 @@ def evaluate(
     batch_size: int = 8,
     generate_rows: int = 0,
     max_new_tokens: int = 64,
+    cache: FrozenCache | None = None,
 ) -> EvalResult:
     """Evaluates a model, with the adapters that are active now, on a text data set.
 
@@ -76,10 +78,13 @@ def evaluate(
         batch_size: rows at a time.
         generate_rows: rows, spread evenly over the data set, to answer greedily. Plain text has no answers.
         max_new_tokens: tokens in an answer at most.
+        cache: of the frozen blocks' output, open on this model, if the data set is one of its.
     """
     tokens, loss, correct = 0, 0.0, 0
     packed = obstacle(model, dataset.longest) is None
-    collate = PackedCollator() if packed else Collator(pad_id(tokenizer))
+    collate: Collate = PackedCollator() if packed else Collator(pad_id(tokenizer))
+    if cache is not None:
+        collate = cache.collator(collate)
     head = head_of(model)
     order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i].input_ids))
     with evaluating(model), packing(model) if packed else nullcontext():

@@ -6,6 +6,7 @@ loss.png        the losses, drawn
 adapter/        the trained adapter
 README.md       its card
 checkpoints/    the last and the best, for resuming
+frozen_states/  while the run lasts, the frozen blocks' output, if it is cached
 tensorboard/    events, if TensorBoard is installed
 """
 
@@ -62,6 +63,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def frozen_states(self) -> Path:
+        """Where the frozen blocks' output is."""
+        return self.root / "frozen_states"
+
+    @property
     def tensorboard(self) -> Path:
         """Where TensorBoard's events are."""
         return self.root / "tensorboard"
@@ -95,7 +101,7 @@ class RunFolder:
         """Deletes what a run has written, and the folder if nothing else is in it."""
         for path in (self.config, self.metrics, self.plot, self.card):
             path.unlink(missing_ok=True)
-        for path in (self.adapter, self.checkpoints, self.tensorboard):
+        for path in (self.adapter, self.checkpoints, self.frozen_states, self.tensorboard):
             shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: somebody else's files stay
             self.root.rmdir()

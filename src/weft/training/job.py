@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import os
+import shutil
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +32,9 @@ from weft.training.checkpoint import latest, remove_incomplete, step_of
 from weft.training.config import RunConfig
 from weft.training.evaluation import EvalResult, evaluate
 from weft.training.folder import FINAL, RunFolder, write_whole
-from weft.training.packing import obstacle
+from weft.training.frozen_blocks import FrozenBlocks
+from weft.training.frozen_cache import Collate, FrozenCache, frozen_cache
+from weft.training.packing import obstacle, packing
 from weft.training.progress import LogBeforeSaving, MetricsWriter, ProgressBar, StepTimer
 from weft.training.result import RunResult
 from weft.training.trainer import AdapterTrainer
@@ -100,13 +104,42 @@ def _run(
 ) -> RunResult:
     set_seed(config.seed)
     attach(base.model, config.lora())
+    if not config.cache_frozen:
+        return _train(config, folder, base, planned, train_data, eval_data, None, console)
+    with (
+        packing(base.model) if config.batching == "packed" else nullcontext(),
+        frozen_cache(
+            FrozenBlocks(base.model),
+            [train_data] if eval_data is None else [train_data, eval_data],
+            _collator(config, base),
+            folder.frozen_states,
+            batch_size=config.batch_size,
+            console=console,
+        ) as cache,
+    ):
+        train_data, eval_data = cache.datasets[0], cache.datasets[1] if eval_data else None
+        result = _train(config, folder, base, planned, train_data, eval_data, cache, console)
+    shutil.rmtree(folder.frozen_states, ignore_errors=True)
+    return result
+
+
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    base: Base,
+    planned: Plan,
+    train_data: TextDataset,
+    eval_data: TextDataset | None,
+    cache: FrozenCache | None,
+    console: Console | None,
+) -> RunResult:
     remove_incomplete(folder.checkpoints)
     checkpoint = latest(folder.checkpoints)
     folder.rewind(step_of(checkpoint) if checkpoint else -1)
 
     timer = StepTimer()
     bar = ProgressBar(console) if console is not None else None
-    trainer = _RunTrainer(config, folder, base, train_data, eval_data, [timer, *([bar] if bar else [])])
+    trainer = _RunTrainer(config, folder, base, train_data, eval_data, cache, [timer, *([bar] if bar else [])])
     before = _first_evaluation(trainer, folder, resumed=checkpoint is not None)
     start = time.perf_counter()
     try:
@@ -154,16 +187,18 @@ class _RunTrainer(AdapterTrainer):
         base: Base,
         train_data: TextDataset,
         eval_data: TextDataset | None,
+        cache: FrozenCache | None,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self.config = config
+        self.config, self.cache = config, cache
         self.tokenizer: PreTrainedTokenizerBase = base.tokenizer
+        collate = _collator(config, base)
         super().__init__(
             model=base.model,
             args=_arguments(config, folder, has_eval=eval_data is not None),
             train_dataset=train_data,
             eval_dataset=eval_data,
-            data_collator=PackedCollator() if config.batching == "packed" else Collator(pad_id(base.tokenizer)),
+            data_collator=collate if cache is None else cache.collator(collate),
             callbacks=[LogBeforeSaving(), MetricsWriter(folder), *callbacks, *_optional_callbacks(config, folder)],
         )
         self.remove_callback(PrinterCallback)
@@ -179,6 +214,7 @@ class _RunTrainer(AdapterTrainer):
             batch_size=self.config.batch_size,
             generate_rows=self.config.generate_rows if generate_rows is None else generate_rows,
             max_new_tokens=self.config.max_new_tokens,
+            cache=self.cache,
         )
 
     def evaluate(
@@ -219,6 +255,7 @@ def _arguments(config: RunConfig, folder: RunFolder, *, has_eval: bool) -> Train
         restore_callback_states_from_checkpoint=True,
         seed=config.seed,
         report_to="none",
+        remove_unused_columns=False,  # the collator reads what the model does not
         disable_tqdm=True,
         log_level="error",
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -298,6 +335,10 @@ def _batching(config: RunConfig, base: Base, data: TextDataset) -> tuple[str, st
     if config.batching == "packed":
         raise ConfigError(f"batching: this base cannot take packed batches: {reason}; set it to 'auto' or 'sorted'")
     return "sorted", reason
+
+
+def _collator(config: RunConfig, base: Base) -> Collate:
+    return PackedCollator() if config.batching == "packed" else Collator(pad_id(base.tokenizer))
 
 
 def _max_length(config: RunConfig, base: Base) -> int | None:
