@@ -39,12 +39,12 @@ def deep(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
 
 @pytest.fixture
 def settings(deep: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
-    """Two epochs and a half, with dropout in the adapter."""
+    """Two epochs, with dropout in the adapter."""
     held = tmp_path / "held.jsonl"
     held.write_text("".join(json.dumps({"prompt": "so " * i, "completion": "what"}) + "\n" for i in range(1, 6)))
     return {
         "base": str(deep), "train": str(pairs), "eval": str(held), "output": tmp_path / "plain", "rank": 2,
-        "layers": [2, 3], "dropout": 0.2, "learning_rate": 2e-2, "max_steps": 10, "batch_size": 5, "log_every": 2,
+        "layers": [2, 3], "dropout": 0.2, "learning_rate": 2e-2, "max_steps": 8, "batch_size": 5, "log_every": 2,
         "eval_every": 5, "save_every": 4, "tensorboard": False,
     }  # fmt: skip
 
@@ -76,9 +76,12 @@ def test_rows_apart_give_the_same_run_to_the_last_bit(settings: dict[str, Any], 
         assert not (found.folder / "frozen_states").exists()
 
 
-def test_padded_batches_give_the_same_run_within_rounding(settings: dict[str, Any], tmp_path: Path) -> None:
-    plain = run(RunConfig(**settings))
-    found = run(cached(settings, tmp_path))
+@pytest.mark.parametrize("batching", ["packed", "sorted"])
+def test_larger_batches_give_the_same_run_within_rounding(
+    settings: dict[str, Any], tmp_path: Path, batching: str
+) -> None:
+    settings |= {"batching": batching, "max_steps": 6, "eval_every": 3}
+    plain, found = run(RunConfig(**settings)), run(cached(settings, tmp_path))
     for expected, line in zip(lines(plain.folder), lines(found.folder), strict=True):
         for name in expected.keys() & {"loss", "eval_loss"}:
             assert line[name] == pytest.approx(expected[name], rel=1e-5)  # float32, products of other shapes
