@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
+from transformers import BloomConfig, BloomForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 import weft
 from weft.errors import ConfigError, DataError, TargetError, TrainingError, WeftError
@@ -240,6 +240,27 @@ def test_batches_are_packed_where_the_base_can_take_it(settings: dict[str, Any],
     assert held_out[0] == pytest.approx(held_out[2], rel=1e-2 if bf16 else 1e-4)  # the same rows in each step
 
 
+def shown_by(config: RunConfig) -> str:
+    """What a run prints."""
+    text = io.StringIO()
+    run(config, console=Console(file=text, width=200))
+    return text.getvalue()
+
+
+def test_a_loss_that_cannot_be_taken_in_chunks(settings: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    assert "all learned logits" not in shown_by(RunConfig(**settings))
+    folder = tmp_path / "experts"
+    shutil.copytree(base, folder)
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MixtralConfig(
+        **small, num_key_value_heads=1, num_local_experts=4, output_router_logits=True, vocab_size=262, pad_token_id=1,
+        max_position_embeddings=96,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(folder)
+    settings |= {"base": str(folder), "output": tmp_path / "other", "max_steps": 1, "targets": "q_proj"}
+    assert "the loss is taken from all learned logits of a batch at once" in shown_by(RunConfig(**settings))
+
+
 def test_a_base_that_cannot_take_packed_batches(settings: dict[str, Any], base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "eager"
     shutil.copytree(base, folder)
@@ -253,8 +274,5 @@ def test_a_base_that_cannot_take_packed_batches(settings: dict[str, Any], base: 
     with pytest.raises(ConfigError, match="batching: this base cannot take packed batches: it takes no position_ids"):
         run(RunConfig(**settings, batching="packed"))
     assert not settings["output"].exists()
-    shown = Console(file=io.StringIO(), width=200)
-    result = run(RunConfig(**settings), console=shown)
-    assert RunConfig.from_yaml(result.folder / "config.yaml").batching == "sorted"
-    assert isinstance(shown.file, io.StringIO)
-    assert "sorted by length, not packed: it takes no position_ids" in shown.file.getvalue()
+    assert "sorted by length, not packed: it takes no position_ids" in shown_by(RunConfig(**settings))
+    assert RunConfig.from_yaml(settings["output"] / "config.yaml").batching == "sorted"

@@ -140,6 +140,8 @@ def _train(
     timer = StepTimer()
     bar = ProgressBar(console) if console is not None else None
     trainer = _RunTrainer(config, folder, base, train_data, eval_data, cache, [timer, *([bar] if bar else [])])
+    if trainer.head is None and console is not None:
+        console.print("the loss is taken from all learned logits of a batch at once: it is more than the head's output")
     before = _first_evaluation(trainer, folder, resumed=checkpoint is not None)
     start = time.perf_counter()
     try:
