@@ -56,10 +56,11 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, is_causal=is_causal, **settings
         )
+    lengths = [end - start for start, end in pairwise(attention_mask.flatten().tolist())]
     parts = []
-    for start, end in pairwise(attention_mask.flatten().tolist()):
-        q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
-        window = _window(end - start, sliding_window, query.device)
+    # split, whose gradient is joined once; that of a slice is laid into zeros of the whole batch
+    for q, k, v in zip(*(tensor.split(lengths, 2) for tensor in (query, key, value)), strict=True):
+        window = _window(q.shape[2], sliding_window, query.device)
         out, _ = sdpa_attention_forward(module, q, k, v, window, dropout=dropout, is_causal=True, **settings)
         parts.append(out)
     return torch.cat(parts, 1), None
