@@ -79,7 +79,7 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> Fingerprint:
     return Fingerprint(
         structure=_digest("\n".join(f"{name} {tuple(value.shape)}" for name, value in floating.items())),
         names=_digest("\n".join(names)),
-        samples={name: _sample(name, floating[name]) for name in readable[::stride]},
+        samples=_samples({name: floating[name] for name in readable[::stride]}),
     )
 
 
@@ -87,16 +87,22 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _sample(name: str, value: Tensor) -> tuple[float, ...]:
-    seed, size = zlib.crc32(name.encode()), value.numel()
-    flat = [(seed * (2 * k + 1) + k * 2654435761) % size for k in range(_ENTRIES)]
-    index = []  # of the entries in each dimension; torch's own unravel_index takes longer than all the rest
-    for length in reversed(value.shape):
-        index.append([place % length for place in flat])
-        flat = [place // length for place in flat]
-    places = tuple(torch.tensor(index[::-1], device=value.device)) if index else ()
-    entries = value.detach()[places].double().flatten().tolist()
-    return tuple(float(f"{entry:.6g}") for entry in entries)
+def _samples(values: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
+    if not values:
+        return {}
+    # One sort of operation after another: taking turns, tensor by tensor, takes torch three times as long.
+    places = torch.tensor([_places(name, value.numel()) for name, value in values.items()])
+    entries = [value.detach().flatten()[place] for value, place in zip(values.values(), places, strict=True)]
+    rows = torch.stack([entry.to("cpu", torch.float64) for entry in entries]).tolist()
+    return {
+        name: tuple(float(f"{entry:.6g}") for entry in (row if value.ndim else row[:1]))  # a scalar has one entry
+        for (name, value), row in zip(values.items(), rows, strict=True)
+    }
+
+
+def _places(name: str, size: int) -> list[int]:
+    seed = zlib.crc32(name.encode())
+    return [(seed * (2 * k + 1) + k * 2654435761) % size for k in range(_ENTRIES)]
 
 
 def _close(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

@@ -27,7 +27,10 @@ def matches(pattern: str, path: str) -> bool:
 
 def first_match(patterns: Iterable[str], path: str) -> str | None:
     """The first of several patterns that names `path`."""
-    return next((pattern for pattern in patterns if matches(pattern, path)), None)
+    for pattern in patterns:
+        if matches(pattern, path):
+            return pattern
+    return None
 
 
 def block_index(path: str) -> int | None:

@@ -120,9 +120,9 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
     plain: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
-        embedding = _EMBEDDING.fullmatch(name)
-        magnitude = _MAGNITUDE.fullmatch(name)
-        match = _FACTOR.fullmatch(name) or embedding
+        factor = _FACTOR.fullmatch(name)
+        match = factor or _EMBEDDING.fullmatch(name)
+        magnitude = _MAGNITUDE.fullmatch(name) if match is None else None
         foreign = _foreign(name) if match is None else None
         if name == key:
             found.problems.append(f"{key}: expected a name that starts with {PREFIX!r}")
@@ -140,7 +140,7 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
             found.problems.append(f"{key}: {_NESTED}")
         else:
             adapters.setdefault(match["adapter"] or "", key)
-            pair = factors.setdefault((match["path"], embedding is not None), {})
+            pair = factors.setdefault((match["path"], factor is None), {})
             if match["factor"] in pair:
                 found.problems.append(f"{key}: a second lora_{match['factor']} of {match['path']}")
             pair[match["factor"]] = tensor
@@ -178,16 +178,18 @@ def _pair_problem(path: str, pair: Mapping[str, Tensor], is_embedding: bool, pai
         (there,) = pair
         return f"{path}: found {infix}{there} {_shape(pair[there])} without its {infix}{'AB'.replace(there, '')}"
     A, B = pair["A"], pair["B"]
+    wide = all(factor.is_floating_point() and factor.element_size() >= 2 for factor in (A, B))
+    dimensions = A.ndim == B.ndim and A.ndim in ((2,) if is_embedding else (2, 3, 4, 5))
+    if wide and dimensions and path not in pairs and (A.ndim > 2 or A.shape[0] == B.shape[1]):
+        return None
     shapes = f"{infix}A {_shape(A)} and {infix}B {_shape(B)}"
     if path in pairs:
         return f"{path}: found {shapes} beside the factors of another layer kind"
-    if not (A.is_floating_point() and B.is_floating_point()) or A.element_size() < 2 or B.element_size() < 2:
+    if not wide:
         return f"{path}: {shapes} are stored as {A.dtype} and {B.dtype}, expected float16, bfloat16, float32 or float64"
-    if A.ndim != B.ndim or A.ndim not in ((2,) if is_embedding else (2, 3, 4, 5)):
+    if not dimensions:
         return f"{path}: found {shapes}, expected two dimensions each, or 3 to 5 each for a convolution"
-    if A.ndim == 2 and A.shape[0] != B.shape[1]:
-        return f"{path}: found {shapes}; the ranks {A.shape[0]} and {B.shape[1]} differ"
-    return None
+    return f"{path}: found {shapes}; the ranks {A.shape[0]} and {B.shape[1]} differ"
 
 
 def _weft_pair(A: Tensor, B: Tensor, is_embedding: bool, magnitude: Tensor | None) -> Pair:

@@ -8,8 +8,9 @@ in another order each time: the same adapter must give the same bytes. It also l
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,7 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_NUMBER = re.compile(r"(\d+)")
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
@@ -99,22 +101,27 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _read(file: BinaryIO, start: int, entry: Mapping[str, Any]) -> Tensor:
+def _read(file: BufferedReader, start: int, entry: Mapping[str, Any]) -> Tensor:
     """One tensor, in memory of its own: over a mapped file it would change, or crash, when that is rewritten.
 
-    The library maps each tensor it reads and builds it from a slice of the file, which takes longer than the reading.
+    The library would map the file and make each tensor of a slice of it, which takes longer than reading it.
     """
     begin, end = entry["data_offsets"]
-    raw = torch.empty(end - begin, dtype=torch.uint8)
+    dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+    if begin == end:
+        return torch.empty(shape, dtype=dtype)
+    data = bytearray(end - begin)
     file.seek(start + begin)
-    if file.readinto(raw.numpy().data) != end - begin:  # type: ignore[attr-defined]  # a file opened to be read has it
+    if file.readinto(data) != end - begin:
         raise OSError("it became shorter while it was read")
-    return raw.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+    return torch.frombuffer(data, dtype=dtype).view(shape)
 
 
-def natural_order(name: str) -> list[tuple[int, int, str]]:
+def natural_order(name: str) -> list[str | int]:
     """A sorting key that puts layer 2 before layer 10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    parts: list[str | int] = [*_NUMBER.split(name)]  # text and numbers, in turn
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -29,8 +29,8 @@ from weft.model.state import (
     state_of,
 )
 from weft.model.switch import make_active
-from weft.nn import unweave, weave
-from weft.nn.bank import check_class, set_active
+from weft.nn import unweave
+from weft.nn.bank import check_class, put, set_active
 
 
 @contextmanager
@@ -62,6 +62,10 @@ def attach(
     From a `LoRAConfig` the adapter is new and trainable; from an `Adapter` it is frozen. A trainable adapter
     freezes the base's parameters. Outputs are bit for bit what they were after attaching a new adapter, every
     parameter object and state-dict key of the base stays, and other attached adapters are not disturbed.
+
+    On the meta device a new adapter takes no memory. It starts once the model gets some, by `to_empty` or another
+    move; an adapter that has its values keeps them then. What needs the base's values (biases, magnitudes, whole
+    modules) is refused there: attach it after they are loaded.
 
     Args:
         model: any module.
@@ -95,7 +99,7 @@ def attach(
 
     state = ensure_state(model)
     for part in parts:
-        weave(part.module, part.kind).adapters[name] = part.content
+        put(part.module, part.kind, name, part.content, part.start)
     state.adapters[name] = record
     if record.trainable:
         _freeze(state, survey.parameters)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from weft.adapter import Adapter
+from weft.adapter import Adapter, Layout
 from weft.config import LoRAConfig
 from weft.errors import BindingError, ConfigError, StateError, TargetError
 from weft.init import start_factors
 from weft.linalg import LowRank
+from weft.model.late import LateStart
 from weft.model.modules import Survey
 from weft.model.plan import Plan, PlannedModule
 from weft.nn import (
@@ -43,12 +44,14 @@ class Part:
         module: the module of the base.
         kind: what it must be woven into.
         content: what goes into its bank.
+        start: what gives the content its first values if it was made without memory.
     """
 
     path: str
     module: nn.Module
     kind: type[Adapted]
     content: nn.Module
+    start: LateStart | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.module, Adapted) and not isinstance(self.module, self.kind):
@@ -69,6 +72,7 @@ def new_parts(survey: Survey, plan: Plan) -> list[Part]:
     by_path = survey.modules
     rule = rule_for(plan.config.variant)
     made: dict[str, Factors] = {}
+    late: dict[str, LateStart] = {}
     parts = []
     for planned in sorted(plan.modules, key=lambda planned: planned.shares is not None):  # owners of factors first
         module = by_path[planned.path]
@@ -79,7 +83,10 @@ def new_parts(survey: Survey, plan: Plan) -> list[Part]:
                 made[planned.path] = content = _started(planned, plan.config, rule, module, kind)
             else:
                 content = _sharing(made[planned.shares], _own_bias(planned, module))
-        parts.append(Part(planned.path, module, kind, content))
+        start = _late_start(content, planned, plan.config)
+        if start is not None:
+            start = late.setdefault(planned.shares or planned.path, start)
+        parts.append(Part(planned.path, module, kind, content, start))
     for path in plan.trained:
         parts.append(Part(path, by_path[path], replacing(by_path[path]), _twin(by_path[path], trainable=True)))
     for path in plan.biases:
@@ -111,6 +118,13 @@ def _started(
     if magnitude is not None:
         factors.magnitude = nn.Parameter(magnitude)
     return factors
+
+
+def _late_start(factors: Factors, planned: PlannedModule, config: LoRAConfig) -> LateStart | None:
+    """What starts factors without memory; None for those that have some, and where the base's values are needed too."""
+    if not factors.pair()[0].is_meta or any(t is not None for t in (factors.bias, factors.magnitude, factors.offset_A)):
+        return None
+    return LateStart(config.init, planned.shape, planned.rank, planned.scaling)
 
 
 def _own_bias(planned: PlannedModule, module: nn.Module) -> Tensor | None:
@@ -148,7 +162,7 @@ def loaded_parts(survey: Survey, adapter: Adapter, trainable: bool) -> list[Part
     """
     binding = _Binding(survey.modules, adapter, trainable, rule_for(adapter.config.variant), dict(adapter.tensors))
     for path, value in adapter.factors.items():
-        with onboard(binding.by_path.get(path, nn.Identity())):
+        with onboard(survey.modules.get(path)):
             binding.bind_factors(path, value)
     for path in binding.whole_modules():
         binding.bind_whole(path)
@@ -198,26 +212,14 @@ class _Binding:
 
     def bind_factors(self, path: str, value: LowRank) -> None:
         module, layout = self.by_path.get(path), self.adapter.layouts[path]
-        found = f"{path}: found B {_shape(value.B)} and A {_shape(value.A)} ({layout})"
-        if module is None:
-            self.problems.append(f"{found}, but there is no such module")
+        kind = None if module is None else layer_kind_of(module)
+        misfit = self._misfit(module, kind, value, layout)
+        if misfit is not None:
+            found = f"found B {_shape(value.B)} and A {_shape(value.A)} ({layout})"
+            self.problems.append(f"{path}: {found}, {misfit}")
             return
-        kind = layer_kind_of(module)
-        if kind is None:
-            self.problems.append(f"{found}, but a {type(module).__name__} is no layer that weft adapts")
-            return
-        refusal = (
-            "its forward was replaced on the object"
-            if foreign_forward(module)
-            else kind.refusal(module) or self.rule.refusal(kind, module)
-        )
-        if refusal is not None:
-            self.problems.append(f"{found}, but {refusal}")
-            return
-        out, width = kind.shape(module)
-        if value.shape != (out, width) or layout != kind.layout(module):
-            self.problems.append(f"{found}, expected B ({out}, r) and A (r, {width}) ({kind.layout(module)})")
-            return
+        assert module is not None  # else nothing would fit
+        assert kind is not None
         magnitude = self.adapter.magnitudes.get(path)
         size = kind.shape(module)[kind.output_dim] if self.rule.trains_magnitude else None
         if (None if magnitude is None else tuple(magnitude.shape)) != (None if size is None else (size,)):
@@ -246,11 +248,29 @@ class _Binding:
         )
         self.parts.append(Part(path, module, kind, content))
 
+    def _misfit(
+        self, module: nn.Module | None, kind: type[LoRALayer] | None, value: LowRank, layout: Layout
+    ) -> str | None:
+        """Why a module of this kind cannot take these factors, or None."""
+        if module is None:
+            return "but there is no such module"
+        if kind is None:
+            return f"but a {type(module).__name__} is no layer that weft adapts"
+        if foreign_forward(module):
+            return "but its forward was replaced on the object"
+        refusal = kind.refusal(module) or self.rule.refusal(kind, module)
+        if refusal is not None:
+            return f"but {refusal}"
+        (out, width), expected = kind.shape(module), kind.layout(module)
+        if value.shape != (out, width) or layout != expected:
+            return f"expected B ({out}, r) and A (r, {width}) ({expected})"
+        return None
+
     def whole_modules(self) -> list[str]:
         """The outermost modules that the adapter trains whole."""
         patterns = self.adapter.config.train_modules
         found: list[str] = []
-        for path in self.by_path:
+        for path in self.by_path if patterns else ():
             inside = any(path.startswith(f"{outer}.") for outer in found)
             if path and not inside and first_match(patterns, path) is not None:
                 found.append(path)

@@ -6,10 +6,12 @@ change, so names, ties, optimizers, sharding and `isinstance` go on working.
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from weft.errors import StateError
 
@@ -23,7 +25,7 @@ class Adapted(nn.Module):
         merged: what undoes a merge into this module's parameters, or None; see `weft.model.merge`.
     """
 
-    adapters: nn.ModuleDict
+    adapters: "Bank"
     active: Mapping[str, float]
     merged: object | None
 
@@ -31,6 +33,67 @@ class Adapted(nn.Module):
         # A class made at run time cannot be found by name: copies and pickles make it again from its two parts.
         kind, base = type(self).__bases__
         return _remake, (kind, base), self.__dict__
+
+
+class Bank(nn.ModuleDict):
+    """The adapters of one module, by name.
+
+    A model on the meta device gets memory from `to_empty`, and its values from a file. No file holds adapters' values,
+    so those that have some keep them, and those made without memory get their first values then.
+
+    Attributes:
+        starts: name -> what gives an adapter's part, made without memory, its first values.
+    """
+
+    starts: dict[str, Callable[[nn.Module], None]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["starts"] = {}
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self.starts.pop(key, None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Bank":
+        """What `to`, `to_empty` and their like call.
+
+        Raises:
+            StateError: a part without values that nothing here can give it.
+        """
+        if not _makes_memory(fn):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            return self
+        waiting = [name for name, part in self.items() if any(t.is_meta for t in (*part.parameters(), *part.buffers()))]
+        lost = ", ".join(repr(name) for name in waiting if name not in self.starts)
+        if lost:
+            raise StateError(
+                f"the adapter {lost} has tensors without values (on the meta device), which must come from the base's "
+                "(biases, magnitudes, whole modules) or were there before; detach it, give the model its weights, and "
+                "attach it again"
+            )
+        super()._apply(partial(_with_values, fn), recurse)  # type: ignore[no-untyped-call]
+        for name in waiting:
+            self.starts.pop(name)(self[name])
+        return self
+
+
+@torch.no_grad()
+def _makes_memory(fn: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a tensor on the meta device is to get memory."""
+    try:
+        return not fn(torch.empty(0, device="meta")).is_meta
+    except RuntimeError:  # so torch answers where it is to move such a tensor's values
+        return True
+
+
+@torch.no_grad()
+def _with_values(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """What `fn` makes of a tensor, and the tensor's values in it; for one on the meta device, memory for them."""
+    if tensor.is_meta:
+        return fn(torch.empty(0, dtype=tensor.dtype)).new_empty(tensor.shape)
+    moved = fn(tensor)
+    return moved if moved is tensor else moved.copy_(tensor)
 
 
 A = TypeVar("A", bound=Adapted)
@@ -43,7 +106,7 @@ def weave(module: nn.Module, kind: type[A]) -> A:
     bound = _bound_forward(module)
     module.__class__ = _woven_class(kind, type(module))
     assert isinstance(module, kind)
-    module._modules["adapters"] = nn.ModuleDict()
+    module._modules["adapters"] = Bank()
     # Plain values, which need none of what `nn.Module` does to set an attribute: there can be ten thousand modules.
     module.__dict__.update(active={}, merged=None)
     if bound is not None:
@@ -51,10 +114,33 @@ def weave(module: nn.Module, kind: type[A]) -> A:
     return module
 
 
-def bank_of(module: nn.Module) -> nn.ModuleDict | None:
+def put(
+    module: nn.Module,
+    kind: type[Adapted],
+    name: str,
+    part: nn.Module,
+    start: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Puts an adapter's part into the bank of a module, which is woven first where it is not yet.
+
+    Args:
+        module: the module.
+        kind: what it must be woven into.
+        name: the adapter's name, which is free, and no name that torch's modules use themselves.
+        part: the part.
+        start: gives the part, made without memory, its first values.
+    """
+    bank = bank_of(weave(module, kind))
+    assert bank is not None
+    bank._modules[name] = part
+    if start is not None:
+        bank.starts[name] = start
+
+
+def bank_of(module: nn.Module) -> Bank | None:
     """The bank of adapters of an adapted module; None for any other."""
     bank = module._modules["adapters"] if isinstance(module, Adapted) else None
-    assert bank is None or isinstance(bank, nn.ModuleDict)
+    assert bank is None or isinstance(bank, Bank)
     return bank
 
 

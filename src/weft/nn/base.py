@@ -98,11 +98,8 @@ class Factors(nn.Module):
     ) -> None:
         super().__init__()
         # Straight to where `nn.Module` keeps them: setting each as an attribute takes many times as long.
-        tensors = {"lora_A": A, "lora_B": B, "bias": bias, "magnitude": magnitude}
-        self._parameters.update(
-            (name, None if tensor is None else nn.Parameter(tensor, requires_grad=trainable))
-            for name, tensor in tensors.items()
-        )
+        for name, tensor in (("lora_A", A), ("lora_B", B), ("bias", bias), ("magnitude", magnitude)):
+            self._parameters[name] = None if tensor is None else nn.Parameter(tensor, requires_grad=trainable)
         self._buffers["offset_A"], self._buffers["offset_B"] = (None, None) if offset is None else offset
         self.__dict__.update(scaling=scaling, dropout=dropout, rule=rule)
 

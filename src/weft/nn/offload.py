@@ -12,12 +12,13 @@ from torch import nn
 from weft.nn.bank import bank_of
 
 
-def onboard(module: nn.Module) -> AbstractContextManager[None]:
+def onboard(module: nn.Module | None) -> AbstractContextManager[None]:
     """The offloaded weights of a module, and of those inside it, in memory for the length of a ``with`` block.
 
-    Those of adapters stay where they are.
+    Those of adapters stay where they are. For None, nothing is done.
     """
-    hooked = [(part, part.__dict__["_hf_hook"]) for part in _parts(module) if _is_offloaded(part)]
+    parts = [] if module is None else _parts(module)
+    hooked = [(part, part.__dict__["_hf_hook"]) for part in parts if _is_offloaded(part)]
     return _brought_in(hooked) if hooked else nullcontext()
 
 
