@@ -13,6 +13,7 @@ from weft.adapter import Adapter
 from weft.config import LoRAConfig
 from weft.errors import BaseMismatchError, StateError
 from weft.fingerprint import Fingerprint, fingerprint
+from weft.model.engines import require_bare, require_whole
 from weft.model.merge import unmerge
 from weft.model.modules import Survey
 from weft.model.parts import loaded_parts, new_parts
@@ -78,12 +79,14 @@ def attach(
         `model` itself.
 
     Raises:
-        StateError: the name is taken or not allowed, or something is merged.
+        StateError: the name is taken or not allowed, something is merged, or an engine (DDP, FSDP2, torch.compile)
+            holds the model already.
         TargetError: a pattern that matches nothing, or a module that cannot be adapted.
         BaseMismatchError: the adapter was made for another base.
         BindingError: tensors that did not fit; all are listed, and the model is untouched.
     """
     survey = Survey(model)
+    require_bare(survey.modules.values(), survey.parameters.values())
     _check_name(survey, name)
     base = fingerprint(survey.parameters)
     if isinstance(source, LoRAConfig):
@@ -113,13 +116,19 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     A merge is undone first, unless it was made final (``undo=None``): then the merged weights stay.
 
     Raises:
-        StateError: nothing is attached, or not under this name; or something else changed a layer's class since.
+        StateError: nothing is attached, or not under this name; the model was sharded, or something else changed a
+            layer's class, since.
     """
     state = state_of(model)
     names = list(state.adapters) if name is None else [name]
     for each in names:
         require_adapter(state, each)
     survey = Survey(model)
+    require_whole(
+        survey.modules.values(),
+        "detach from",
+        "weft.activate(model, None) gives the base's outputs; load the base again to be rid of the adapter",
+    )
     modules = survey.adapted()
     for path, module in modules:
         check_class(module, path)

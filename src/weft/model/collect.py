@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from weft.adapter import Adapter, Layout
 from weft.linalg import LowRank
+from weft.model.engines import reshard, whole
 from weft.model.modules import adapted_modules
 from weft.model.state import require_adapter, state_of
 from weft.nn import Factors, LoRALayer, ReplacedModule, TrainedBias
@@ -12,10 +13,13 @@ from weft.nn import Factors, LoRALayer, ReplacedModule, TrainedBias
 def collect(model: nn.Module, name: str = "default") -> Adapter:
     """The adapter `name` of `model` as a value, its tensors copied to the CPU.
 
+    Of a model that is sharded over processes, each of them gets the whole adapter, and each has to call this.
+
     Raises:
         StateError: nothing is attached under this name.
     """
     record = require_adapter(state_of(model), name)
+    reshard(model)
     factors: dict[str, LowRank] = {}
     layouts: dict[str, Layout] = {}
     tensors: dict[str, Tensor] = {}
@@ -28,9 +32,9 @@ def collect(model: nn.Module, name: str = "default") -> Adapter:
         if isinstance(module, LoRALayer) and isinstance(part, Factors):
             key = id(part.lora_B)
             if key not in copies:
-                value = part.low_rank()
+                value = part.low_rank(_copy)
                 magnitude = None if part.magnitude is None else _copy(part.magnitude)
-                copies[key] = LowRank(_copy(value.B), _copy(value.A), value.scaling), magnitude
+                copies[key] = value, magnitude
             factors[path], magnitude = copies[key]
             if magnitude is not None:
                 magnitudes[path] = magnitude
@@ -45,4 +49,4 @@ def collect(model: nn.Module, name: str = "default") -> Adapter:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return whole(tensor.detach()).to("cpu", copy=True).contiguous()

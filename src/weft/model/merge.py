@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weft.errors import MergeError, StateError
+from weft.model.engines import require_whole
 from weft.model.modules import adapted_modules, base_modules, base_parameters, sharing
 from weft.model.state import require_unmerged, state_of
 from weft.model.switch import Selection, activate, check_sum, selection
@@ -61,7 +62,7 @@ def merge(model: nn.Module, names: Selection = None, *, undo: UndoKind = "snapsh
             entries that subtracting would not restore, guarded by a checksum; None keeps nothing: final.
 
     Raises:
-        StateError: nothing is active, an unknown name, or something is merged already.
+        StateError: nothing is active, an unknown name, something is merged already, or the model is sharded.
         MergeError: a weight that cannot be merged into; all are named, and no weight is changed.
     """
     state = state_of(model)
@@ -69,6 +70,11 @@ def merge(model: nn.Module, names: Selection = None, *, undo: UndoKind = "snapsh
     chosen = dict(state.active) if names is None else selection(state, names)
     if not chosen:
         raise StateError(f"no adapter is active; name those to merge (there are: {', '.join(state.adapters)})")
+    require_whole(
+        model.modules(),
+        "merge into",
+        "take the adapter with weft.collect on every process, and merge it into a base that is not",
+    )
     modules = adapted_modules(model)
     check_sum(modules, chosen)
     touched = [(path, m) for path, m in modules if any(name in m.adapters for name in chosen)]

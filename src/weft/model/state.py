@@ -9,6 +9,7 @@ from torch import nn
 from weft.config import LoRAConfig
 from weft.errors import StateError, nearest
 from weft.fingerprint import Fingerprint, fingerprint
+from weft.model.engines import require_whole, reshard
 from weft.model.modules import adapted_modules, base_parameters
 
 _KEY = "_weft"
@@ -98,7 +99,12 @@ def adapter_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def base_fingerprint(model: nn.Module) -> Fingerprint:
-    """The fingerprint of a model's base, whatever is attached (but not merged) to it."""
+    """The fingerprint of a model's base, whatever is attached (but not merged) to it.
+
+    Raises:
+        StateError: the model is sharded.
+    """
+    require_whole(model.modules(), "take the fingerprint of", "take it before sharding")
     return fingerprint(base_parameters(model))
 
 
@@ -115,6 +121,7 @@ def trainable_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             f"none of the attached adapters ({', '.join(state.adapters)}) is trainable; "
             "attach one from a LoRAConfig, or with trainable=True"
         )
+    reshard(model)
     unique = {
         id(parameter): parameter
         for _, module in adapted_modules(model)

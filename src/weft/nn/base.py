@@ -108,12 +108,16 @@ class Factors(nn.Module):
         parameters = self._parameters
         return parameters["lora_A"], parameters["lora_B"]  # type: ignore[return-value]  # never None
 
-    def low_rank(self) -> LowRank:
-        """The change of the weight, as a value that shares these tensors: s (B A), or s (B A - B0 A0) at rank 2r."""
-        value = LowRank(self.lora_B.detach(), self.lora_A.detach(), self.scaling)
+    def low_rank(self, read: Callable[[Tensor], Tensor] = Tensor.detach) -> LowRank:
+        """The change of the weight, as a value: s (B A), or s (B A - B0 A0) at rank 2r.
+
+        Args:
+            read: what the value holds in a tensor's place; the default shares them.
+        """
+        value = LowRank(read(self.lora_B), read(self.lora_A), self.scaling)
         if self.offset_A is None or self.offset_B is None:
             return value
-        return value - LowRank(self.offset_B, self.offset_A, self.scaling)
+        return value - LowRank(read(self.offset_B), read(self.offset_A), self.scaling)
 
     def equals(self, other: "Factors") -> bool:
         """Whether the other factors are these, or hold the same values."""

@@ -6,6 +6,7 @@ from weft.ops.embedding import add_embedding
 from weft.ops.linear import adapted_linear, add_linear
 from weft.ops.reference import conv, embedding, linear
 from weft.ops.rescale import rescale
+from weft.ops.transforms import is_transformed
 
 __all__ = [
     "adapted_linear",
@@ -15,6 +16,7 @@ __all__ = [
     "conv",
     "drop",
     "embedding",
+    "is_transformed",
     "linear",
     "rescale",
 ]

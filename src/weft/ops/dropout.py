@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from weft.ops.transforms import is_transformed
+
 __all__ = ["add_kept", "draw_dropped", "drop", "dropped_mask", "dropped_places", "without_dropped"]
 
 
@@ -26,9 +28,9 @@ def draw_dropped(x: Tensor, probability: float) -> Tensor:
         probability: that of dropping one, 0 < probability < 1.
 
     Returns:
-        `dropped_places` on the CPU, `dropped_mask` elsewhere and under a compiler, to which their number is unknown.
+        `dropped_places` on the CPU, `dropped_mask` elsewhere.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if x.device.type == "cpu":
         return dropped_places(x.numel(), probability)
     return dropped_mask(x.numel(), probability, x.device)
 
@@ -120,7 +122,7 @@ def drop(x: Tensor, probability: float, training: bool) -> Tensor:
     """Dropout of the branch's input, for a branch that computes with the result; x itself where nothing is to drop."""
     if not training or probability == 0:
         return x
-    if torch.compiler.is_compiling():
+    if is_transformed():
         return F.dropout(x, probability)
     result: Tensor = _Drop.apply(x, draw_dropped(x, probability), probability)  # type: ignore[no-untyped-call]
     return result

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from weft.ops import reference
 from weft.ops.dropout import add_kept, draw_dropped, drop, without_dropped
+from weft.ops.transforms import is_transformed
 
 __all__ = ["adapted_linear", "add_linear"]
 
@@ -51,6 +52,8 @@ def adapted_linear(
     Returns:
         (..., out), in the dtype of x, or of autocast.
     """
+    if is_transformed():
+        return _add_eagerly(F.linear(x, W, b), x, A, B, scaling, dropout)
     if torch.is_grad_enabled() and (A.requires_grad or B.requires_grad or x.requires_grad):
         return _learned(x, W, b, A, B, scaling, dropout)
     y = F.linear(x, W, b)  # under autocast it is in another dtype than x
@@ -67,8 +70,6 @@ def adapted_linear(
 
 
 def _learned(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float) -> Tensor:
-    if torch.compiler.is_compiling():  # a compiler fuses the passes by itself
-        return _add_eagerly(F.linear(x, W, b), x, A, B, scaling, dropout)
     device = _device_type(x)
     if torch.is_autocast_enabled(device) or x.dtype != A.dtype:
         # The factors are small, and cast to the activation's dtype; never the activation to theirs.
@@ -95,7 +96,7 @@ def add_linear(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropo
     Returns:
         (..., out), in the dtype of y.
     """
-    if torch.compiler.is_compiling():
+    if is_transformed():
         return _add_eagerly(y, x, A, B, scaling, dropout)
     # Under autocast y has the product's dtype; the factors are small, and cast to it. x is cast only there.
     x, A, B = x.to(y.dtype), A.to(y.dtype), B.to(y.dtype)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from weft.ops import reference
+from weft.ops.transforms import is_transformed
 
 __all__ = ["rescale"]
 
@@ -34,7 +35,7 @@ def rescale(u: Tensor, d: Tensor, b: Tensor | None) -> Tensor:
     Returns:
         A tensor like u.
     """
-    if torch.compiler.is_compiling():  # a compiler fuses the passes by itself
+    if is_transformed():
         return reference.rescale(u, d, b)
     result: Tensor = _Rescale.apply(u, d, b)  # type: ignore[no-untyped-call]
     return result

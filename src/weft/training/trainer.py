@@ -42,17 +42,19 @@ class AdapterTrainer(Trainer):
 
     Raises (from `train`):
         StateError: no trainable adapter is attached.
-        TrainingError: the batches are packed and the model cannot take them, the first backward pass left an
-            adapter's B without a gradient, or a loss or a gradient is not a finite number.
+        TrainingError: the Trainer is to shard the model, the batches are packed and the model cannot take them, the
+            first backward pass left an adapter's B without a gradient, or a loss or a gradient is not a finite number.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self, model: nn.Module | None = None, args: TrainingArguments | None = None, *others: Any, **options: Any
+    ) -> None:
+        if args is not None and args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # the first-step check will make sure that there are none
+        super().__init__(model, args, *others, **options)
         self.add_callback(InputsWithoutGradients())
         self._gradients_checked = False
         self._keeps_logits = self.model_accepts_loss_kwargs and keeps_logits(self.attached)
-        if self.args.ddp_find_unused_parameters is None:
-            self.args.ddp_find_unused_parameters = False  # the first-step check has made sure that there are none
 
     @property
     def attached(self) -> nn.Module:
@@ -72,6 +74,11 @@ class AdapterTrainer(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Trains, or goes on training, the attached trainable adapters."""
+        if self.args.fsdp or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise TrainingError(
+                "the Trainer cannot write checkpoints of a model that it shards (fsdp, deepspeed), since they hold the "
+                "adapter alone, whole; train over several processes without, or call fully_shard in a loop of your own"
+            )
         if not any(parameter.requires_grad for parameter in trainable_parameters(self.attached)):
             raise TrainingError(
                 "the attached adapter is trainable, but none of its parameters requires a gradient; "

@@ -176,7 +176,7 @@ def _norms_of(layer: LoRALayer, factors: Factors) -> Norms:
     """
     W, A, B = layer.matrix(layer), factors.lora_A, factors.lora_B
     weight_learns = layer.weight.requires_grad and torch.is_grad_enabled()
-    if weight_learns or torch.compiler.is_compiling() or W.is_meta or any(t.is_inference() for t in (W, A, B)):
+    if weight_learns or ops.is_transformed() or W.is_meta or any(t.is_inference() for t in (W, A, B)):
         if weight_learns:
             _squares.forget(factors)
             _known_norms.forget(factors)
