@@ -28,9 +28,9 @@ def draw_dropped(x: Tensor, probability: float) -> Tensor:
         probability: that of dropping one, 0 < probability < 1.
 
     Returns:
-        `dropped_places` on the CPU, `dropped_mask` elsewhere.
+        `dropped_places` on the CPU, `dropped_mask` elsewhere and under a compiler, to which their number is unknown.
     """
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return dropped_places(x.numel(), probability)
     return dropped_mask(x.numel(), probability, x.device)
 

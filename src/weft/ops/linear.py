@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from weft.ops import reference
 from weft.ops.dropout import add_kept, draw_dropped, drop, without_dropped
-from weft.ops.transforms import is_transformed
+from weft.ops.transforms import in_torch_func, is_transformed
 
 __all__ = ["adapted_linear", "add_linear"]
 
@@ -52,10 +52,10 @@ def adapted_linear(
     Returns:
         (..., out), in the dtype of x, or of autocast.
     """
-    if is_transformed():
-        return _add_eagerly(F.linear(x, W, b), x, A, B, scaling, dropout)
     if torch.is_grad_enabled() and (A.requires_grad or B.requires_grad or x.requires_grad):
         return _learned(x, W, b, A, B, scaling, dropout)
+    if in_torch_func():
+        return _add_eagerly(F.linear(x, W, b), x, A, B, scaling, dropout)
     y = F.linear(x, W, b)  # under autocast it is in another dtype than x
     dtype = y.dtype
     if x.dtype != dtype:
@@ -70,6 +70,8 @@ def adapted_linear(
 
 
 def _learned(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float) -> Tensor:
+    if is_transformed():
+        return _add_eagerly(F.linear(x, W, b), x, A, B, scaling, dropout)
     device = _device_type(x)
     if torch.is_autocast_enabled(device) or x.dtype != A.dtype:
         # The factors are small, and cast to the activation's dtype; never the activation to theirs.

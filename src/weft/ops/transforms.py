@@ -1,13 +1,14 @@
 """Whether something transforms the operations instead of running them."""
 
 import torch
+from torch._C import _are_functorch_transforms_active as in_torch_func
 
-__all__ = ["is_transformed"]
+__all__ = ["in_torch_func", "is_transformed"]
 
 
 def is_transformed() -> bool:
-    """Whether torch.compile is tracing, or a transform of torch.func (grad, vmap, jvp) is active.
+    """Whether a transform of torch.func (grad, vmap, jvp) is active, or torch.compile is tracing.
 
-    A compiler fuses torch's own operations by itself, and torch.func has rules for them alone: both get the eager form.
+    torch.func has rules for torch's own operations alone, and a compiler fuses them by itself: both get the eager form.
     """
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return in_torch_func() or torch.compiler.is_compiling()
