@@ -37,15 +37,17 @@ class Options:
     Attributes:
         effort: full; quick, the same on small settings within a minute; tiny, only to see that everything runs.
         rows: the JSONL file of rows for the training benchmark; None for the standard library's functions.
+        turns: seconds to take turns in one case, about; None: as the effort says.
     """
 
     effort: Effort = "full"
     rows: Path | None = None
+    turns: float | None = None
 
     @property
     def seconds(self) -> float:
         """How long to take turns in one case, about."""
-        return {"full": 20.0, "quick": 1.0, "tiny": 0.0}[self.effort]
+        return {"full": 20.0, "quick": 1.0, "tiny": 0.0}[self.effort] if self.turns is None else self.turns
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,15 @@ def main(*benchmarks: Cases) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("effort", nargs="?", choices=("full", "quick"), default="full", help="default: full")
     parser.add_argument("--rows", type=Path, help="JSONL rows for the training benchmark")
+    parser.add_argument(
+        "--seconds", type=float, help="how long to take turns in one case, about; default: 20, quick: 1"
+    )
     parser.add_argument("--only", default="", help="only the cases whose line of settings contains this")
     parser.add_argument("--results", type=Path, help="the folder of results")
     arguments = parser.parse_args()
     # what a quick run finds is not for the page
     folder = arguments.results or (RESULTS if arguments.effort == "full" else RESULTS / "quick")
-    options = Options(arguments.effort, arguments.rows)
+    options = Options(arguments.effort, arguments.rows, arguments.seconds)
     cases = [case for benchmark in benchmarks for case in benchmark(options) if arguments.only in str(case)]
     for row in measured(cases, Console()):
         append(row, folder)
