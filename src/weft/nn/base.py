@@ -150,6 +150,8 @@ class LoRALayer(Adapted):
 
     def forward(self, input: Tensor) -> Tensor:
         """The base's output, changed by each active adapter in turn; shapes are the base layer's."""
+        if not self.active:  # merged, or switched off: nothing between the caller and the base
+            return super().forward(input)  # type: ignore[no-any-return]
         output = None
         bank = self._modules["adapters"]._modules  # type: ignore[union-attr]  # as in `Factors.pair`
         for name, scale in self.active.items():
@@ -165,7 +167,8 @@ class LoRALayer(Adapted):
             bias = factors._parameters.get("bias")
             if bias is not None:
                 output = output + scale * self.as_bias(bias - self.bias).to(output.dtype)
-        return self.base_output(input) if output is None else output
+        assert output is not None
+        return output
 
     def base_output(self, x: Tensor) -> Tensor:
         """The output of the layer without its adapters."""

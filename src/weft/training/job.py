@@ -26,6 +26,7 @@ from weft.data.text import Collator, Columns, TextDataset, context_length, load_
 from weft.errors import ConfigError, TrainingError
 from weft.model import attach, collect, plan
 from weft.model.plan import Plan
+from weft.training.allocator import keep_freed_memory
 from weft.training.base import Base, load_base
 from weft.training.card import card
 from weft.training.checkpoint import latest, remove_incomplete, step_of
@@ -70,6 +71,8 @@ def run(
     folder = RunFolder(config.output)
     bf16 = _bf16(config)
     base = load_base(config.base, dtype=torch.bfloat16 if bf16 else torch.float32)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     config = config.model_copy(update={"bf16": bf16, "max_length": _max_length(config, base)})
     train_data, eval_data = _data(config, base)
     batching, reason = _batching(config, base, train_data)
