@@ -9,8 +9,8 @@ and from g = dL/dy, with k = B^T g^T (r, T):
 
     dx = g W,  dx += s k^T A      dA = s k x      dB = s (h g)^T
 
-The small dimension comes first in h, k, dA and dB^T: at rank 8 the other orders of these four products take 1.3 to 7
-times as long (benchmarks/layer.py). Nothing of the size of x or y is written but y and dx; x itself, h and the
+The small dimension comes first in h, k, dA and dB^T: most other orders of these four products are slower at rank 8, some
+several times on one thread of a CPU. Nothing of the size of x or y is written but y and dx; x itself, h and the
 parameters are saved. The eager form (`reference.linear`, scaled and added) makes and reads h B^T, s g, and two
 gradients of x that autograd adds.
 
@@ -62,9 +62,7 @@ def adapted_linear(
         x = x.to(dtype)
     if A.dtype != dtype:
         A, B = A.to(dtype), B.to(dtype)
-    dropped = None
-    if dropout > 0:
-        dropped, scaling = draw_dropped(x, dropout), scaling / (1 - dropout)
+    dropped, scaling = _drawn(x, dropout, scaling)
     _add_branch(y, x, A, B, scaling, dropped)
     return y
 
@@ -77,9 +75,7 @@ def _learned(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scali
         # The factors are small, and cast to the activation's dtype; never the activation to theirs.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         x, W, b, A, B = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype), A.to(dtype), B.to(dtype)
-    dropped = None
-    if dropout > 0:
-        dropped, scaling = draw_dropped(x, dropout), scaling / (1 - dropout)
+    dropped, scaling = _drawn(x, dropout, scaling)
     result: Tensor = _AdaptedLinear.apply(x, W, b, A, B, scaling, dropped)  # type: ignore[no-untyped-call]
     return result
 
@@ -102,15 +98,18 @@ def add_linear(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropo
         return _add_eagerly(y, x, A, B, scaling, dropout)
     # Under autocast y has the product's dtype; the factors are small, and cast to it. x is cast only there.
     x, A, B = x.to(y.dtype), A.to(y.dtype), B.to(y.dtype)
-    dropped = None
-    if dropout > 0:
-        dropped, scaling = draw_dropped(x, dropout), scaling / (1 - dropout)
+    dropped, scaling = _drawn(x, dropout, scaling)
     result: Tensor = _AddLinear.apply(y, x, A, B, scaling, dropped)  # type: ignore[no-untyped-call]
     return result
 
 
 def _add_eagerly(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropout: float) -> Tensor:
     return torch.add(y, reference.linear(drop(x, dropout, training=True), A, B).to(y.dtype), alpha=scaling)
+
+
+def _drawn(x: Tensor, dropout: float, scaling: float) -> tuple[Tensor | None, float]:
+    """Which entries of x to drop, None for none, and the scaling of what is kept."""
+    return (None, scaling) if dropout == 0 else (draw_dropped(x, dropout), scaling / (1 - dropout))
 
 
 def _add_branch(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropped: Tensor | None) -> Tensor:
