@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from run_folder import lines, same, weights
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -47,18 +47,6 @@ def settings(deep: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
         "layers": [2, 3], "dropout": 0.2, "learning_rate": 2e-2, "max_steps": 8, "batch_size": 5, "log_every": 2,
         "eval_every": 5, "save_every": 4, "tensorboard": False,
     }  # fmt: skip
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def cached(settings: dict[str, Any], tmp_path: Path, **changes: Any) -> RunConfig:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from run_folder import lines, same, weights
 from transformers import BloomConfig, BloomForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 import weft
@@ -24,18 +24,6 @@ def settings(base: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
         "learning_rate": 2e-2, "max_steps": 6, "batch_size": 5, "log_every": 2, "eval_every": 3, "save_every": 4,
         "tensorboard": False,
     }  # fmt: skip
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_run_leaves_everything_in_its_folder(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
