@@ -9,9 +9,9 @@ and from g = dL/dy, with k = B^T g^T (r, T):
 
     dx = g W,  dx += s k^T A      dA = s k x      dB = s (h g)^T
 
-The small dimension comes first in h, k, dA and dB^T: most other orders of these four products are slower at rank 8,
-some of them several times on one thread of a CPU. Nothing of the size of x or y is written but y and dx; x itself, h and
-the parameters are saved. The eager form (`reference.linear`, scaled and added) makes and reads h B^T, s g, and two
+The small dimension comes first in h, k, dA and dB^T: at rank 8 most other orders of these four products are slower,
+some of them several times on one thread of a CPU. Nothing of the size of x or y is written but y and dx; x itself, h
+and the parameters are saved. The eager form (`reference.linear`, scaled and added) makes and reads h B^T, s g, and two
 gradients of x that autograd adds.
 
 With dropout, the branch reads x with the dropped entries at zero, and s is over 1 - p. Only which they are is kept
