@@ -1,4 +1,4 @@
-"""Pictures; the only part that imports matplotlib."""
+"""The losses of runs over their steps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
