@@ -21,7 +21,7 @@ LAYERS = [
     {"analysis", "algebra", "formats", "data"},
     {"variants"},
     {"nn", "init"},
-    {"ops", "adapter", "config", "fingerprint", "patterns"},
+    {"ops", "adapter", "config", "digest", "fingerprint", "patterns"},
     {"linalg", "registry", "errors", "bundled"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

@@ -16,7 +16,8 @@ from weft import errors
 from weft.errors import WeftError
 
 if TYPE_CHECKING:
-    from weft.adapter import Adapter, Layout
+    from weft.adapter import Adapter, Layout, inner, weighted_sum
+    from weft.algebra import combine, resize
     from weft.bundled import bundled_base
     from weft.config import DoRA, Gaussian, Kaiming, LoRA, LoRAConfig, PiSSA, RankStabilized, Standard
     from weft.formats import load
@@ -53,19 +54,24 @@ __all__ = [
     "base_fingerprint",
     "bundled_base",
     "collect",
+    "combine",
     "detach",
     "errors",
+    "inner",
     "load",
     "merge",
     "merged",
     "plan",
+    "resize",
     "trainable_parameters",
     "unmerge",
+    "weighted_sum",
 ]
 
 # torch takes seconds to import, and `weft --help` does not need it: a name is fetched when it is first asked for.
 _HOMES = {
-    "weft.adapter": {"Adapter", "Layout"},
+    "weft.adapter": {"Adapter", "Layout", "inner", "weighted_sum"},
+    "weft.algebra": {"combine", "resize"},
     "weft.bundled": {"bundled_base"},
     "weft.config": {"DoRA", "Gaussian", "Kaiming", "LoRA", "LoRAConfig", "PiSSA", "RankStabilized", "Standard"},
     "weft.formats": {"load"},

@@ -24,6 +24,11 @@ class Choice:
 
     name: ClassVar[str]
 
+    def to_plain(self) -> str | dict[str, Any]:
+        """Its name, or where it has settings {"name": ..., settings}; the inverse of `choice_from`."""
+        settings = dataclasses.asdict(self)
+        return {"name": self.name, **settings} if settings else self.name
+
 
 class Initializer(Choice):
     """How the factors of a new adapter start."""
@@ -233,8 +238,7 @@ def choice_from(names: Registry[type[C]], value: Any, setting: str) -> C:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Choice):
-        settings = dataclasses.asdict(value)
-        return {"name": value.name, **settings} if settings else value.name
+        return value.to_plain()
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value

@@ -48,3 +48,8 @@ def nothing_matched(setting: str, pattern: str, paths: Iterable[str]) -> TargetE
 def _last_names(paths: Iterable[str]) -> list[str]:
     names = dict.fromkeys(path.rpartition(".")[2] for path in paths)
     return [name for name in names if name and not name.isdigit()][:12]
+
+
+def open_index(path: str) -> str:
+    """A module's path with its block's index, and an expert's, left open: ``model.layers.*.self_attn.q_proj``."""
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))

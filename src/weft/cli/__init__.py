@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from weft.cli.combine import combine
 from weft.cli.demo import demo
 from weft.cli.errors import Commands
 from weft.cli.eval import evaluate
@@ -11,12 +12,13 @@ from weft.cli.generate import generate
 from weft.cli.inspect import inspect
 from weft.cli.merge import merge
 from weft.cli.plan import plan
+from weft.cli.resize import resize
 from weft.cli.train import train
 
 app = typer.Typer(
     name="weft",
     cls=Commands,
-    help="The whole life of a LoRA adapter: plan it, train it, evaluate it, look at it, generate with it, merge it.",
+    help="The whole life of a LoRA adapter: plan it, train it, evaluate it, look at it, combine it, merge it.",
     epilog="`weft COMMAND --help` explains a command, with examples. A base is a folder, a hub id, or `bundled`.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -31,6 +33,8 @@ app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(inspect)
 app.command()(merge)
+app.command()(combine)
+app.command()(resize)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,21 +1,13 @@
 """``weft merge``: an adapter into a checkpoint's files, for good."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from weft.cli.adapters import adapter_path
+from weft.cli.dtype import Dtype
 from weft.cli.output import errors, print_json, quiet_transformers, results, size
-
-
-class Dtype(StrEnum):
-    """What floating-point tensors can be written as."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def merge(
@@ -43,7 +35,6 @@ def merge(
 
         weft merge ./my-base runs/mine/adapter --output merged --dtype bfloat16
     """
-    import torch
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from weft.formats import load
@@ -69,7 +60,7 @@ def merge(
             source,
             loaded,
             output,
-            dtype=None if dtype is None else getattr(torch, dtype.value),
+            dtype=None if dtype is None else dtype.of_torch,
             any_base=any_base,
             overwrite=overwrite,
             progress=lambda tensor: progress.advance(task, tensor.nbytes),

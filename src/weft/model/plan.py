@@ -11,7 +11,7 @@ from weft.errors import TargetError
 from weft.model.modules import Survey
 from weft.model.targeting import add_sharing_modules, choose, further_biases, trained_modules
 from weft.nn import VariantRule, layer_kind_of
-from weft.patterns import first_match, matches, nothing_matched
+from weft.patterns import first_match, matches, nothing_matched, open_index
 from weft.variants import rule_for
 
 _BYTES = 4  # factors are trained and saved in float32
@@ -111,7 +111,7 @@ class Plan:
         """
         groups: dict[tuple[str, ...], list[PlannedModule]] = {}
         for m in self.modules:
-            name = m.path if each else ".".join("*" if part.isdigit() else part for part in m.path.split("."))
+            name = m.path if each else open_index(m.path)
             key = (name, m.kind, f"{m.shape[0]} x {m.shape[1]}", str(m.rank), f"{m.scaling:g}", m.reason)
             groups.setdefault(key, []).append(m)
         rows: list[tuple[str, ...]] = [

@@ -1,0 +1,74 @@
+"""How the commands that reduce an adapter show and write what came of it."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft.cli.dtype import Dtype
+from weft.cli.output import results, size, table
+
+if TYPE_CHECKING:
+    from weft.adapter import Adapter
+    from weft.algebra import Costed
+
+
+def in_dtype(adapter: "Adapter", dtype: Dtype | None) -> "Adapter":
+    """The adapter with its factors rounded to `dtype`, those of several modules once."""
+    if dtype is None:
+        return adapter
+    rounded = {id(value): value.to(dtype=dtype.of_torch) for value in adapter.factors.values()}
+    return replace(adapter, factors={path: rounded[id(value)] for path, value in adapter.factors.items()})
+
+
+def show(costed: "Costed", output: Path, each: bool) -> None:
+    """Prints a row for each kind of module (or, with `each`, module), and below it the whole."""
+    from weft.patterns import open_index
+
+    groups: dict[str, list[str]] = {}
+    for path in costed.costs.modules:
+        groups.setdefault(path if each else open_index(path), []).append(path)
+    rows = [("modules", "count", "rank before", "rank", "norm", "error", "largest error")]
+    for name, paths in groups.items():
+        costs = [costed.costs.modules[path] for path in paths]
+        rows.append(
+            (
+                name,
+                str(len(costs)),
+                _span([cost.rank_before for cost in costs]),
+                _span([cost.rank for cost in costs]),
+                f"{sum(cost.norm for cost in costs) / len(costs):.3g}",
+                _percent(sum(cost.relative_error for cost in costs) / len(costs)),
+                _percent(max(cost.relative_error for cost in costs)),
+            )
+        )
+    console = results()
+    console.print(table(rows, right=rows[0][1:]))
+    adapter = costed.adapter
+    console.print(
+        f"wrote {output}: {len(adapter.factors)} modules, {adapter.num_parameters:,} parameters, "
+        f"{size(adapter.nbytes)}; relative error of the whole change {_percent(costed.costs.relative_error)}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def document(costed: "Costed", output: Path) -> dict[str, Any]:
+    """The same as plain values."""
+    costs = costed.costs
+    return {
+        "output": str(output),
+        "parameters": costed.adapter.num_parameters,
+        "bytes": costed.adapter.nbytes,
+        "relative_error": costs.relative_error,
+        "modules": {path: asdict(cost) for path, cost in costs.modules.items()},
+        "lineage": costed.adapter.provenance.get("lineage"),
+    }
+
+
+def _span(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _percent(error: float) -> str:
+    return "0" if error == 0 else f"{error:.2%}" if error >= 1e-4 else f"{error:.0e}"
