@@ -5,7 +5,7 @@ These are also the shortest examples of how to write one.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 import weft
 from weft import Adapter, Layout, LoRAConfig, LowRank, ops
 from weft.adapter import file_formats
+from weft.algebra import Limit, Method, methods
 from weft.config import Initializer, Scaling, Variant, initializer_names, scaling_names, variant_names
 from weft.errors import ConfigError, FormatError
 from weft.init import Start, start_factors
+from weft.linalg import Truncation
 from weft.nn import Factors, LoRALayer, VariantRule
 from weft.nn.base import register_layer_kind
 from weft.variants import rule_for
@@ -271,6 +273,42 @@ def test_a_broken_file_of_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "adapter.npz").write_bytes(b"PK not really")
     with pytest.raises(FormatError, match=r"adapter\.npz is no adapter"):
         weft.load(tmp_path / "adapter.npz")
+
+
+# ---- a merge method -------------------------------------------------------------------------------------------------
+
+
+@methods.register("test_louder")
+@dataclass(frozen=True)
+class Louder(Method):
+    """Of each module the change that is largest once it is weighted, alone."""
+
+    name: ClassVar[str] = "test_louder"
+    least: float = 0.0
+
+    def merge(
+        self, path: str, terms: Sequence[LowRank | None], weights: Sequence[float], limit: Limit | None
+    ) -> Truncation:
+        present = [weight * term for term, weight in zip(terms, weights, strict=True) if term is not None]
+        loudest = max(present, key=lambda term: float(term.norm()))
+        kept = loudest if float(loudest.norm()) >= self.least else 0.0 * loudest
+        return Truncation(kept, 0.0) if limit is None else limit.truncate(kept)
+
+
+def test_a_merge_method() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6))
+    a = weft.collect(weft.attach(model, LoRAConfig(rank=2, targets="0", init=Orthogonal()), "a"), "a")
+    factors = {"0": LowRank(torch.randn(6, 2), torch.randn(2, 6))}
+    a, b = replace(a, factors=factors), replace(a, factors={"0": 3 * factors["0"]})
+    for method in ("test_louder", Louder(), {"name": "test_louder", "least": 0.0}):
+        made = weft.combine([a, b], method)
+        assert torch.equal(made.factors["0"].dense(), 0.5 * b.factors["0"].dense())
+    assert made.provenance["lineage"]["method"] == {"name": "test_louder", "least": 0.0}
+    assert weft.combine([a, b], Louder(least=1e6)).norm() == 0
+    weft.attach(model, weft.combine([a, b], Louder(), rank=1), "made")
+    with pytest.raises(ConfigError, match="method 'test_louder' has no setting 'leest'; did you mean 'least'"):
+        weft.combine([a, b], {"name": "test_louder", "leest": 1})
 
 
 # ---- and what registering guards against ----------------------------------------------------------------------------

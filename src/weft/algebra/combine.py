@@ -1,6 +1,7 @@
 """One adapter from several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from weft.adapter import Adapter, checked_weights, joined, require_summable, summed_tensors, union_of_paths
 from weft.algebra.costs import Costed, Costs, ModuleCost
@@ -14,7 +15,7 @@ from weft.linalg import LowRank, Truncation
 
 def combine(
     adapters: Sequence[Adapter],
-    method: str | Method = "linear",
+    method: str | Mapping[str, Any] | Method = "linear",
     weights: Sequence[float] | None = None,
     *,
     rank: int | None = None,
@@ -26,7 +27,8 @@ def combine(
 
     Args:
         adapters: of one base, with any ranks, scalings and targets, as long as they share a module.
-        method: a name from `weft.algebra.methods`, or a method with its settings such as ``Ties(density=0.2)``.
+        method: a name from `weft.algebra.methods`; or with its settings, as a value such as ``Ties(density=0.2)``, or
+            as files have it, ``{"name": "ties", "density": 0.2}``.
         weights: one for each adapter; by default they are equal and sum to 1.
         rank, energy, error: at most one, a limit for each module: the largest rank, the smallest share of the sum of
             squared singular values, or the largest relative Frobenius error.
@@ -43,7 +45,7 @@ def combine(
 
 def combine_with_costs(
     adapters: Sequence[Adapter],
-    method: str | Method = "linear",
+    method: str | Mapping[str, Any] | Method = "linear",
     weights: Sequence[float] | None = None,
     *,
     rank: int | None = None,
@@ -55,7 +57,7 @@ def combine_with_costs(
     """`combine`, and the errors of each module; `names` are how the lineage calls the adapters."""
     chosen: Method = choice_from(methods, method, "method")
     limit = Limit.of(rank, energy, error)
-    weights = checked_weights(adapters, [1 / len(adapters)] * len(adapters) if weights is None else weights)
+    weights = checked_weights(adapters, [1 / len(adapters) for _ in adapters] if weights is None else weights)
     _require_common_ground(adapters)
     require_summable(adapters, any_base)
     _require_reachable(adapters, limit)
