@@ -14,8 +14,9 @@ from weft.linalg.exact import (
 from weft.linalg.factored import LowRank, Truncation
 from weft.linalg.factorize import LU, QR, SVD, RankFactorization, lu, qr, rank_factorization, svd
 from weft.linalg.rank import effective_rank, numerical_rank, stable_rank
+from weft.linalg.row_blocks import RandomizedSVD, RowBlocks, randomized_svd, randomized_svd_of_blocks
 from weft.linalg.subspace import principal_angles, subspace_similarity, subspace_similarity_grid
-from weft.linalg.truncated import BestRank, RandomizedSVD, best_rank, randomized_svd
+from weft.linalg.truncated import BestRank, best_rank
 
 __all__ = [
     "LU",
@@ -26,6 +27,7 @@ __all__ = [
     "Minor",
     "RandomizedSVD",
     "RankFactorization",
+    "RowBlocks",
     "Truncation",
     "best_rank",
     "determinant",
@@ -41,6 +43,7 @@ __all__ = [
     "principal_angles",
     "qr",
     "randomized_svd",
+    "randomized_svd_of_blocks",
     "rank_by_minors",
     "rank_factorization",
     "stable_rank",

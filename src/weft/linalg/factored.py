@@ -13,7 +13,6 @@ nearly equal adapters it loses everything below sqrt(eps) of their size, 3e-4 in
 and loses only what is below eps.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import isfinite
@@ -26,6 +25,7 @@ from torch import Tensor
 from weft.errors import ConfigError
 from weft.linalg._matrix import check_finite, check_layout, compute_dtype
 from weft.linalg.factorize import SVD
+from weft.linalg.limit import allowed_error, check_limit, kept_rank, truncation_errors
 
 
 class Truncation(NamedTuple):
@@ -233,24 +233,11 @@ class LowRank:
         At least one is always kept. No matrix of that rank is nearer (Eckart and Young, 1936; Mirsky, 1960).
         Raises ConfigError for any other combination.
         """
-        given = {"rank": rank, "energy": energy, "error": error}
-        chosen = [name for name, value in given.items() if value is not None]
-        if len(chosen) != 1:
-            raise ConfigError(f"truncate takes exactly one of rank, energy and error, found {chosen or 'none'}")
-        if rank is not None and rank < 1:
-            raise ConfigError(f"rank is {rank}, expected 1 or more")
-        if energy is not None and not 0 < energy <= 1:
-            raise ConfigError(f"energy is {energy}, expected 0 < energy <= 1")
-        if error is not None and not 0 <= error < 1:
-            raise ConfigError(f"error is {error}, expected 0 <= error < 1")
-
+        check_limit("truncate", rank, energy, error)
         svd = self.svd()
-        errors = _truncation_errors(svd.S.tolist())
-        if rank is None:
-            allowed = error if error is not None else (1 - energy) ** 0.5 if energy is not None else 0.0
-            rank = next(k for k in range(1, len(errors)) if errors[k] <= allowed)
-        rank = min(rank, len(errors) - 1)
-        return Truncation(LowRank.from_svd(svd.leading(rank)), errors[rank])
+        errors = truncation_errors(svd.S.tolist())
+        kept = kept_rank(errors, rank, allowed_error(energy, error))
+        return Truncation(LowRank.from_svd(svd.leading(kept)), errors[kept])
 
     def _wide(self) -> tuple[Tensor, Tensor]:
         dtype = compute_dtype(self.dtype)
@@ -268,17 +255,6 @@ class LowRank:
             raise ConfigError(f"the matrices have shapes {self.shape} and {other.shape}; they must be equal")
         if self.device != other.device:
             raise ConfigError(f"the matrices are on {self.device} and {other.device}; move one with .to(device=...)")
-
-
-def _truncation_errors(S: Sequence[float]) -> list[float]:
-    """Entry k is the relative Frobenius error of keeping the first k of these singular values, k = 0 ... len(S)."""
-    largest = S[0] or 1.0
-    tail = [0.0]
-    # From the smallest up, and relative to the largest: nothing is lost or overflows, and no two sums subtract.
-    for value in reversed(S):
-        tail.append(tail[-1] + (value / largest) ** 2)
-    total = tail[-1] or 1.0
-    return [(x / total) ** 0.5 for x in reversed(tail)]
 
 
 def _check_operand(x: Tensor, *, axis: int, size: int, matrix: LowRank) -> None:
