@@ -44,6 +44,9 @@ COMMANDS = {
     "generate": "generate",
     "imports": "imports",
     "train": "train",
+    "combine": "algebra",
+    "algebra": "algebra",
+    "extract": "extract",
 }
 """Benchmark -> the module that measures it."""
 
@@ -165,6 +168,38 @@ def _train(rows: Sequence[Row]) -> str:
     return _table(headings, lines)
 
 
+def _errors(what: str) -> Callable[[Sequence[Row]], str]:
+    """Time and relative error of every variant, one line each."""
+
+    def table(rows: Sequence[Row]) -> str:
+        keys = list(rows[0].setting)
+        lines = [
+            (
+                *(str(row.setting[key]) for key in keys),
+                name,
+                _time(row, name),
+                f"{row.ratio(name, 'weft', 'seconds'):,.0f}",
+                f"{row.median(name, 'relative_error'):.6f}",
+            )
+            for row in rows
+            for name in row.figures
+        ]
+        return f"{what}:\n\n{_table((*keys, '', 'time', 'over weft', 'relative error'), lines)}"
+
+    return table
+
+
+def _algebra(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row.figures))
+    lines = [
+        (name, *(cell for row in rows for cell in (_time(row, name), f"{row.median(name, 'peak_share'):.2f}")))
+        for name in names
+    ]
+    headings = [cell for row in rows for cell in (str(row.setting["model"]), "peak / adapters")]
+    what = "All modules of a model, and the peak of memory over the size of two adapters"
+    return f"{what}:\n\n{_table(('', *headings), lines)}"
+
+
 def _reproduce(rows: Sequence[Row]) -> str:
     """The command of each benchmark, by the machine that its newest result comes from."""
     machines: dict[str, list[tuple[str, str, str]]] = {}
@@ -247,6 +282,9 @@ _TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "merge": _merge,
     "generate": _times("Greedy generation"),
     "imports": _times("A fresh interpreter that imports"),
+    "combine": _errors("Combine two adapters of rank 16 at rank 16, per module"),
+    "algebra": _algebra,
+    "extract": _errors("Extract rank 16 from a dense change"),
 }
 
 _SECTIONS = (
@@ -269,6 +307,13 @@ _SECTIONS = (
     ("Attach, load, switch", "Adapters of rank 8 on all linear layers.", ("attach", "load", "switch"), "load"),
     ("Generate", "", ("generate", "decode"), "generate"),
     ("Merge and unmerge", "A cycle merges and undoes it: weft restores, peft subtracts.", ("merge",), ""),
+    (
+        "Adapters as values",
+        "From the factors alone. peft's svd forms the dense sum and its full SVD; its defaults ask for all of the "
+        "singular vectors, and the thin SVD is the best that its user can choose.",
+        ("combine", "algebra", "extract"),
+        "",
+    ),
     ("One layer", "", ("layer",), ""),
     ("Import", "All of weft's public names are fetched.", ("imports",), ""),
 )

@@ -121,6 +121,9 @@ def _milliseconds(what: str, benchmark: str, bound: float, where: Where) -> Targ
 _ATTACH: Where = {"shape": ("Llama 7B", "experts")}
 _39M: Where = {"model": ("39M",)}
 _GENERATE: Where = {**_39M, "batch": (1, 8), "device": ("cpu",)}
+_COMBINED: Where = {"model": ("125M", "Llama 7B")}
+_WIDE: Where = {"width": (4096,)}
+_7B: Where = {"model": ("Llama 7B",)}
 _SAME = "(the same, within noise)"
 
 TARGETS = (
@@ -149,6 +152,46 @@ TARGETS = (
     Target("generate unmerged over the base, 39M", "generate", "weft", 1.07, "base", where=_GENERATE),
     Target(
         "generate merged over the base, 39M (1.00, rounded)", "generate", "weft, merged", 1.005, "base", where=_GENERATE
+    ),
+    Target(
+        "combine at rank 16, per module, peft's svd over weft's",
+        "combine",
+        "peft",
+        100.0,
+        "weft",
+        where=_COMBINED,
+        at_least=True,
+    ),
+    Target(
+        f"error of combining over peft's {_SAME}", "combine", "weft", 1.001, "peft", "relative_error", where=_COMBINED
+    ),
+    Target(
+        "extract rank 16 from 4096 x 4096, full SVD over weft",
+        "extract",
+        "full SVD",
+        20.0,
+        "weft",
+        where=_WIDE,
+        at_least=True,
+    ),
+    Target(
+        "error of extracting over the least there is",
+        "extract",
+        "weft",
+        1.01,
+        "full SVD",
+        "relative_error",
+        where=_WIDE,
+    ),
+    *(
+        Target(f"{name}, an adapter of a 7B Llama, rank 16", "algebra", name, bound, unit=("s", 1.0), where=_7B)
+        for name, bound in (("combine, svd", 10.0), ("resize to rank 8", 10.0), ("inspect", 10.0))
+    ),
+    *(
+        Target(
+            f"{name}, peak memory over the adapters' own size", "algebra", name, 4.0, quantity="peak_share", where=_7B
+        )
+        for name in ("combine, svd", "resize to rank 8", "inspect")
     ),
     Target("import weft over import torch", "imports", "weft", 1.1, "torch"),
 )
