@@ -20,11 +20,11 @@ from torch import Tensor, nn
 import weft
 from weft import Adapter, Layout, LoRAConfig, LowRank, ops
 from weft.adapter import file_formats
-from weft.algebra import Limit, Method, methods
+from weft.algebra import Method, methods, truncated
 from weft.config import Initializer, Scaling, Variant, initializer_names, scaling_names, variant_names
 from weft.errors import ConfigError, FormatError
 from weft.init import Start, start_factors
-from weft.linalg import Truncation
+from weft.linalg import Limit, Truncation
 from weft.nn import Factors, LoRALayer, VariantRule
 from weft.nn.base import register_layer_kind
 from weft.variants import rule_for
@@ -292,7 +292,7 @@ class Louder(Method):
         present = [weight * term for term, weight in zip(terms, weights, strict=True) if term is not None]
         loudest = max(present, key=lambda term: float(term.norm()))
         kept = loudest if float(loudest.norm()) >= self.least else 0.0 * loudest
-        return Truncation(kept, 0.0) if limit is None else limit.truncate(kept)
+        return Truncation(kept, 0.0) if limit is None else truncated(kept, limit)
 
 
 def test_a_merge_method() -> None:

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import weft
 from weft import Adapter, LoRAConfig, LowRank
-from weft.algebra import SVD, Concat, Limit, Linear, combine_with_costs
+from weft.algebra import SVD, Concat, Linear, combine_with_costs
 from weft.digest import digest
 from weft.errors import BaseMismatchError, ConfigError
 
@@ -171,5 +171,3 @@ def test_different_bases_combine_only_when_asked() -> None:
 def test_methods_are_values() -> None:
     assert (Linear(), Concat(), SVD()) == (Linear(), Concat(), SVD())
     assert Linear().to_plain() == "linear"
-    with pytest.raises(ConfigError, match="exactly one of rank, energy and error; found none"):
-        Limit()

@@ -133,11 +133,11 @@ def test_zero_truncates_to_rank_one_at_no_cost() -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({}, "exactly one of rank, energy and error, found none"),
-        ({"rank": 2, "error": 0.1}, r"found \['rank', 'error'\]"),
-        ({"rank": 0}, "rank is 0, expected 1 or more"),
-        ({"energy": 0.0}, "energy is 0.0, expected 0 < energy <= 1"),
-        ({"error": 1.0}, "error is 1.0, expected 0 <= error < 1"),
+        ({}, "exactly one of rank, energy and error; found none"),
+        ({"rank": 2, "error": 0.1}, "found rank and error"),
+        ({"rank": 0}, "rank: expected a whole number of at least 1, found 0"),
+        ({"energy": 0.0}, "energy: expected a share above 0 and up to 1, found 0.0"),
+        ({"error": 1.0}, "error: expected a relative error from 0 up to, but not, 1, found 1.0"),
     ],
 )
 def test_truncation_takes_one_sensible_limit(choice: dict[str, float], message: str) -> None:

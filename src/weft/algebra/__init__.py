@@ -5,7 +5,7 @@ from weft.algebra.combine import combine, combine_with_costs
 from weft.algebra.concat import Concat
 from weft.algebra.costs import Costed, Costs, ModuleCost
 from weft.algebra.linear import Linear
-from weft.algebra.method import Limit, Method, methods
+from weft.algebra.method import Method, methods, truncated
 from weft.algebra.resize import resize, resize_with_costs
 from weft.algebra.svd import SVD
 
@@ -14,7 +14,6 @@ __all__ = [
     "Concat",
     "Costed",
     "Costs",
-    "Limit",
     "Linear",
     "Method",
     "ModuleCost",
@@ -26,4 +25,5 @@ __all__ = [
     "resize",
     "resize_with_costs",
     "svd",
+    "truncated",
 ]

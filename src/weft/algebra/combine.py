@@ -7,10 +7,10 @@ from weft.adapter import Adapter, checked_weights, joined, require_summable, sum
 from weft.algebra.costs import Costed, Costs, ModuleCost
 from weft.algebra.finite import require_finite
 from weft.algebra.lineage import input_of, with_lineage
-from weft.algebra.method import Limit, Method, methods
+from weft.algebra.method import Method, methods
 from weft.config import choice_from
 from weft.errors import ConfigError
-from weft.linalg import LowRank, Truncation
+from weft.linalg import Limit, LowRank, Truncation
 
 
 def combine(

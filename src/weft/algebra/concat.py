@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from weft.algebra.method import Limit, Method, methods, weighted_terms
-from weft.linalg import LowRank, Truncation
+from weft.algebra.method import Method, methods, truncated, weighted_terms
+from weft.linalg import Limit, LowRank, Truncation
 
 
 @methods.register("concat")
@@ -19,4 +19,4 @@ class Concat(Method):
         self, path: str, terms: Sequence[LowRank | None], weights: Sequence[float], limit: Limit | None
     ) -> Truncation:
         total = weighted_terms(terms, weights)
-        return Truncation(total, 0.0) if limit is None else limit.truncate(total)
+        return Truncation(total, 0.0) if limit is None else truncated(total, limit)

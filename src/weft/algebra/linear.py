@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from weft.algebra.method import Limit, Method, methods, weighted_terms
-from weft.linalg import LowRank, Truncation
+from weft.algebra.method import Method, methods, truncated, weighted_terms
+from weft.linalg import Limit, LowRank, Truncation
 
 
 @methods.register("linear")
@@ -26,6 +26,6 @@ class Linear(Method):
     ) -> Truncation:
         total = weighted_terms(terms, weights)
         if limit is not None:
-            return limit.truncate(total)
+            return truncated(total, limit)
         dtype = torch.promote_types(total.dtype, torch.float32)
         return total.truncate(error=4 * torch.finfo(dtype).eps)

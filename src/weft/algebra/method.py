@@ -13,51 +13,10 @@ line spell it. A new one is one file:
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 from weft.config import Choice
-from weft.errors import ConfigError
-from weft.linalg import LowRank, Truncation
+from weft.linalg import Limit, LowRank, Truncation
 from weft.registry import Registry
-
-
-@dataclass(frozen=True)
-class Limit:
-    """How far a change may be reduced: exactly one of the three is given; see `LowRank.truncate`.
-
-    Attributes:
-        rank: keep at most this many singular values.
-        energy: keep the fewest whose squares sum to this share of all.
-        error: keep the fewest with a relative Frobenius error of at most this.
-    """
-
-    rank: int | None = None
-    energy: float | None = None
-    error: float | None = None
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("rank", "energy", "error") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ConfigError(f"give exactly one of rank, energy and error; found {' and '.join(given) or 'none'}")
-        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
-            raise ConfigError(f"rank: expected a whole number of at least 1, found {self.rank!r}")
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise ConfigError(f"energy: expected a share above 0 and up to 1, found {self.energy!r}")
-        if self.error is not None and not 0 <= self.error < 1:
-            raise ConfigError(f"error: expected a relative error from 0 up to, but not, 1, found {self.error!r}")
-
-    @classmethod
-    def of(cls, rank: int | None, energy: float | None, error: float | None) -> "Limit | None":
-        """The limit that is given, or None if none is."""
-        return None if rank is energy is error is None else cls(rank, energy, error)
-
-    def to_dict(self) -> dict[str, float]:
-        """Which of the three it is, and its value."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-    def truncate(self, value: LowRank) -> Truncation:
-        """The nearest matrix within the limit, and the relative error that it cost."""
-        return value.truncate(rank=self.rank, energy=self.energy, error=self.error)
 
 
 class Method(Choice, ABC):
@@ -82,6 +41,11 @@ class Method(Choice, ABC):
 
 
 methods: Registry[type[Method]] = Registry("merge method", home="weft.algebra")
+
+
+def truncated(value: LowRank, limit: Limit) -> Truncation:
+    """The nearest matrix within the limit, and the relative error that it costs."""
+    return value.truncate(rank=limit.rank, energy=limit.energy, error=limit.error)
 
 
 def weighted_terms(terms: Sequence[LowRank | None], weights: Sequence[float]) -> LowRank:

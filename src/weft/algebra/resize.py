@@ -6,9 +6,9 @@ from weft.adapter import Adapter
 from weft.algebra.costs import Costed, Costs, ModuleCost
 from weft.algebra.finite import require_finite
 from weft.algebra.lineage import input_of, with_lineage
-from weft.algebra.method import Limit
+from weft.algebra.method import truncated
 from weft.errors import ConfigError
-from weft.linalg import LowRank, Truncation
+from weft.linalg import Limit, LowRank, Truncation
 
 
 def resize(
@@ -50,7 +50,7 @@ def resize_with_costs(
     costs: dict[str, ModuleCost] = {}
     for path, value in adapter.factors.items():
         if id(value) not in kept:
-            kept[id(value)] = limit.truncate(value)
+            kept[id(value)] = truncated(value, limit)
         factors[path] = kept[id(value)].value
         costs[path] = ModuleCost.of(value.rank, kept[id(value)])
     largest = max(value.rank for value in factors.values())

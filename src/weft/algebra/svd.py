@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from weft.algebra.method import Limit, Method, methods, weighted_terms
-from weft.linalg import LowRank, Truncation
+from weft.algebra.method import Method, methods, truncated, weighted_terms
+from weft.linalg import Limit, LowRank, Truncation
 
 
 @methods.register("svd")
@@ -22,4 +22,4 @@ class SVD(Method):
         self, path: str, terms: Sequence[LowRank | None], weights: Sequence[float], limit: Limit | None
     ) -> Truncation:
         limit = limit or Limit(rank=max(term.rank for term in terms if term is not None))
-        return limit.truncate(weighted_terms(terms, weights))
+        return truncated(weighted_terms(terms, weights), limit)

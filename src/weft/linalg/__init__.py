@@ -13,6 +13,7 @@ from weft.linalg.exact import (
 )
 from weft.linalg.factored import LowRank, Truncation
 from weft.linalg.factorize import LU, QR, SVD, RankFactorization, lu, qr, rank_factorization, svd
+from weft.linalg.limit import Limit
 from weft.linalg.rank import effective_rank, numerical_rank, stable_rank
 from weft.linalg.row_blocks import RandomizedSVD, RowBlocks, randomized_svd, randomized_svd_of_blocks
 from weft.linalg.subspace import principal_angles, subspace_similarity, subspace_similarity_grid
@@ -23,6 +24,7 @@ __all__ = [
     "QR",
     "SVD",
     "BestRank",
+    "Limit",
     "LowRank",
     "Minor",
     "RandomizedSVD",

@@ -25,7 +25,7 @@ from torch import Tensor
 from weft.errors import ConfigError
 from weft.linalg._matrix import check_finite, check_layout, compute_dtype
 from weft.linalg.factorize import SVD
-from weft.linalg.limit import allowed_error, check_limit, kept_rank, truncation_errors
+from weft.linalg.limit import Limit, truncation_errors
 
 
 class Truncation(NamedTuple):
@@ -233,10 +233,10 @@ class LowRank:
         At least one is always kept. No matrix of that rank is nearer (Eckart and Young, 1936; Mirsky, 1960).
         Raises ConfigError for any other combination.
         """
-        check_limit("truncate", rank, energy, error)
+        limit = Limit(rank, energy, error)
         svd = self.svd()
         errors = truncation_errors(svd.S.tolist())
-        kept = kept_rank(errors, rank, allowed_error(energy, error))
+        kept = limit.kept_rank(errors)
         return Truncation(LowRank.from_svd(svd.leading(kept)), errors[kept])
 
     def _wide(self) -> tuple[Tensor, Tensor]:

@@ -1,41 +1,61 @@
 """How much of a matrix to keep: a rank, a share of the energy, or a largest error; one of the three."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from weft.errors import ConfigError
 
 
-def check_limit(function: str, rank: int | None, energy: float | None, error: float | None) -> None:
-    """Raise ConfigError unless exactly one is given, with rank >= 1, 0 < energy <= 1 or 0 <= error < 1."""
-    given = {"rank": rank, "energy": energy, "error": error}
-    chosen = [name for name, value in given.items() if value is not None]
-    if len(chosen) != 1:
-        raise ConfigError(f"{function} takes exactly one of rank, energy and error, found {chosen or 'none'}")
-    if rank is not None and rank < 1:
-        raise ConfigError(f"rank is {rank}, expected 1 or more")
-    if energy is not None and not 0 < energy <= 1:
-        raise ConfigError(f"energy is {energy}, expected 0 < energy <= 1")
-    if error is not None and not 0 <= error < 1:
-        raise ConfigError(f"error is {error}, expected 0 <= error < 1")
+@dataclass(frozen=True)
+class Limit:
+    """How far a matrix may be reduced; exactly one of the three is given.
 
+    Attributes:
+        rank: keep at most this many singular values.
+        energy: keep the fewest whose squares sum to at least this share of all, 0 < energy <= 1.
+        error: keep the fewest with a relative Frobenius error of at most this, 0 <= error < 1.
 
-def kept_rank(errors: Sequence[float], rank: int | None, allowed: float) -> int:
-    """`rank`, or without it the smallest rank from 1 on whose error is allowed; never more than there are.
-
-    Args:
-        errors: entry k is the relative Frobenius error of keeping k singular values, k = 0 ... len(S).
-        rank: the rank to keep, >= 1.
-        allowed: the largest relative error, for no rank.
+    Raises:
+        ConfigError: none or several are given, or one is out of its range.
     """
-    most = len(errors) - 1
-    if rank is not None:
-        return min(rank, most)
-    return next((k for k in range(1, most) if errors[k] <= allowed), most)
 
+    rank: int | None = None
+    energy: float | None = None
+    error: float | None = None
 
-def allowed_error(energy: float | None, error: float | None) -> float:
-    """The largest relative Frobenius error: (1 - energy)^1/2, as energies are squares, or `error` itself."""
-    return (1 - energy) ** 0.5 if energy is not None else error or 0.0
+    def __post_init__(self) -> None:
+        given = self.to_dict()
+        if len(given) != 1:
+            raise ConfigError(f"give exactly one of rank, energy and error; found {' and '.join(given) or 'none'}")
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise ConfigError(f"rank: expected a whole number of at least 1, found {self.rank!r}")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise ConfigError(f"energy: expected a share above 0 and up to 1, found {self.energy!r}")
+        if self.error is not None and not 0 <= self.error < 1:
+            raise ConfigError(f"error: expected a relative error from 0 up to, but not, 1, found {self.error!r}")
+
+    @classmethod
+    def of(cls, rank: int | None, energy: float | None, error: float | None) -> "Limit | None":
+        """The limit that is given, or None if none is."""
+        return None if rank is energy is error is None else cls(rank, energy, error)
+
+    def to_dict(self) -> dict[str, float]:
+        """Which of the three it is, and its value."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def kept_rank(self, errors: Sequence[float], rounding: float = 0.0) -> int:
+        """How many singular values to keep, one at least and never more than there are.
+
+        Args:
+            errors: entry k is the relative Frobenius error of keeping k singular values, k = 0 ... len(S).
+            rounding: an error that counts as none.
+        """
+        most = len(errors) - 1
+        if self.rank is not None:
+            return min(self.rank, most)
+        # Energies are shares of squares.
+        allowed = (1 - self.energy) ** 0.5 if self.energy is not None else self.error or 0.0
+        return next((k for k in range(1, most) if errors[k] <= max(allowed, rounding)), most)
 
 
 def truncation_errors(S: Sequence[float], missed: float = 0.0) -> list[float]:

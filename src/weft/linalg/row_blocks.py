@@ -19,7 +19,7 @@ from torch import Tensor
 from weft.errors import ConfigError
 from weft.linalg._matrix import check_finite, check_rank, checked
 from weft.linalg.factorize import SVD
-from weft.linalg.limit import allowed_error, check_limit, kept_rank, truncation_errors
+from weft.linalg.limit import Limit, truncation_errors
 
 # How many rows are worked on at a time: 4 MiB of a matrix 4096 wide, which stays in the cache between two products.
 _ROWS = 256
@@ -96,9 +96,9 @@ def randomized_svd_of_blocks(
             infinity; blocks that do not make a matrix of M.shape.
     """
     full = min(M.shape)
+    limit = Limit(rank, energy, error)
     if rank is not None:
         check_rank(rank, full, M.shape)
-    check_limit("randomized_svd_of_blocks", rank, energy, error)
     for name, value in (("oversampling", oversampling), ("num_power_iters", num_power_iters)):
         if value < 0:
             raise ConfigError(f"{name} is {value}, expected 0 or more")
@@ -113,7 +113,7 @@ def randomized_svd_of_blocks(
         found = _projected(M, Z)
         errors = truncation_errors(found.svd.S.tolist(), found.missed)
         rounding = _ROUNDING * torch.finfo(Z.dtype).eps
-        kept = kept_rank(errors, rank, max(allowed_error(energy, error), rounding))
+        kept = limit.kept_rank(errors, rounding)
         if rank is not None or width == full or kept + oversampling <= width or errors[width] <= rounding:
             break
         width *= 2
