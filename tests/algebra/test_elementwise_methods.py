@@ -230,6 +230,13 @@ def test_adapters_are_combined_by_name_and_say_so(name: str) -> None:
         assert torch.equal(again.factors[path].B, value.B)
 
 
+def test_a_rank_above_the_sum_of_the_ranks_is_possible() -> None:
+    a, b = adapter(0, {"layers.0.q": 1}), adapter(1, {"layers.0.q": 1})
+    assert weft.combine([a, b], "ties", rank=4).factors["layers.0.q"].rank == 4
+    with pytest.raises(ConfigError, match=r"rank: 6 is more than any module can have \(5\)"):
+        weft.combine([a, b], "ties", rank=6)
+
+
 @pytest.mark.parametrize("kind", [MagnitudePrune, Dare, Ties, DareTies])
 @pytest.mark.parametrize("density", [0, -0.1, 1.1, math.nan, "0.5", True])
 def test_a_density_that_cannot_be(kind: Any, density: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.testing import assert_close
 
 import weft
+from weft.algebra import DareTies
 
 from .conftest import Made, Run
 
@@ -50,6 +51,16 @@ def test_combine_reports_what_a_rank_cost(two: tuple[Path, Path], run: Run, tmp_
     assert run(*command, "--overwrite").exit_code == 0
 
 
+def test_combine_passes_on_the_settings_of_a_method(two: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    command = ("combine", *two, "--method", "dare_ties", "--density", "0.7", "--seed", "5", "-o", tmp_path / "made")
+    report = json.loads(run(*command, "--json").stdout)
+    made = weft.load(tmp_path / "made")
+    expected = weft.combine([weft.load(path) for path in two], DareTies(density=0.7, seed=5))
+    assert (made - expected).norm() < 1e-5 * expected.norm()
+    assert 0 < report["relative_error"] < 1
+    assert made.provenance["lineage"]["method"] == {"name": "dare_ties", "density": 0.7, "seed": 5}
+
+
 def test_resize_gives_each_module_its_rank(llama: Made, run: Run, tmp_path: Path) -> None:
     result = run("resize", llama.adapter_path, "--energy", "0.9", "--output", tmp_path / "small", "--json")
     report = json.loads(result.stdout)
@@ -71,6 +82,9 @@ def test_resize_gives_each_module_its_rank(llama: Made, run: Run, tmp_path: Path
         (["--rank", "99"], "rank: 99 is more than any module can have (8)"),
         (["--rank", "1", "--error", "0.1"], "exactly one of rank, energy and error"),
         (["--energy", "7"], "energy: expected a share"),
+        (["--density", "0.5"], "method 'linear' has no setting 'density'"),
+        (["--method", "ties", "--seed", "1"], "method 'ties' has no setting 'seed'"),
+        (["--method", "ties", "--density", "20"], "density: expected the share of entries to keep"),
     ],
 )
 def test_a_bad_setting_writes_nothing(

@@ -60,7 +60,7 @@ def combine_with_costs(
     weights = checked_weights(adapters, [1 / len(adapters) for _ in adapters] if weights is None else weights)
     _require_common_ground(adapters)
     require_summable(adapters, any_base)
-    _require_reachable(adapters, limit)
+    _require_reachable(adapters, chosen, limit)
     for number, adapter in enumerate(adapters, 1):
         require_finite(adapter, f"adapter {number}")
     tensors = summed_tensors(adapters, weights)
@@ -98,13 +98,15 @@ def _require_common_ground(adapters: Sequence[Adapter]) -> None:
             )
 
 
-def _require_reachable(adapters: Sequence[Adapter], limit: Limit | None) -> None:
+def _require_reachable(adapters: Sequence[Adapter], method: Method, limit: Limit | None) -> None:
     """Raises ConfigError if no module can have the rank that is asked for."""
     if limit is None or limit.rank is None:
         return
     largest = max(
         (
             min(sum(a.factors[path].rank for a in adapters if path in a.factors), *shape)
+            if method.adds_ranks
+            else min(shape)
             for path, shape in {path: f.shape for a in adapters for path, f in a.factors.items()}.items()
         ),
         default=limit.rank,

@@ -32,6 +32,7 @@ class Dare(Method):
     """
 
     name: ClassVar[str] = "dare"
+    adds_ranks: ClassVar[bool] = False
     density: float = 0.5
     seed: int = 0
 

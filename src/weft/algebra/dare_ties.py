@@ -33,6 +33,7 @@ class DareTies(Method):
     """
 
     name: ClassVar[str] = "dare_ties"
+    adds_ranks: ClassVar[bool] = False
     density: float = 0.5
     seed: int = 0
 

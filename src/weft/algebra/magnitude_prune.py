@@ -29,6 +29,7 @@ class MagnitudePrune(Method):
     """
 
     name: ClassVar[str] = "magnitude_prune"
+    adds_ranks: ClassVar[bool] = False
     density: float = 0.2
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ line spell it. A new one is one file:
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from weft.config import Choice
 from weft.linalg import Limit, LowRank, Truncation
@@ -20,7 +21,13 @@ from weft.registry import Registry
 
 
 class Method(Choice, ABC):
-    """A merge method."""
+    """A merge method.
+
+    Attributes:
+        adds_ranks: whether a result's rank is at most the sum of the ranks that went in.
+    """
+
+    adds_ranks: ClassVar[bool] = True
 
     @abstractmethod
     def merge(

@@ -38,6 +38,7 @@ class Ties(Method):
     """
 
     name: ClassVar[str] = "ties"
+    adds_ranks: ClassVar[bool] = False
     density: float = 0.2
 
     def __post_init__(self) -> None:

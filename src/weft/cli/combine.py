@@ -10,6 +10,7 @@ from weft.cli.adapters import named_paths
 from weft.cli.costs import document, in_dtype, show
 from weft.cli.dtype import Dtype
 from weft.cli.output import errors, print_json, results, table
+from weft.config import choice_from
 from weft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ def combine(
     error: Annotated[
         float | None, typer.Option(help="Keep each module within this relative error.", show_default=False)
     ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help="The share of entries to keep, of methods that leave some out.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Which entries are left out, of methods that draw them.", show_default=False)
+    ] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="Write in this dtype. Default: float32, or what went in, untouched.")
     ] = None,
@@ -48,10 +56,15 @@ def combine(
 
     The combination is that of the changes D = s B A themselves, whatever their ranks, scalings and targets: there are
     no cross terms between one adapter's A and another's B. Where ranks are limited, the table gives the relative error
-    that it cost, which no other choice of that rank could make smaller.
+    that it cost, which for weighted sums no other choice of that rank could make smaller.
 
     Methods: `linear`, the weighted sum in the fewest ranks that hold it; `concat`, the same with the factors side by
     side as they are; `svd`, the same at the largest rank that went in, or at `--rank`.
+
+    Entry by entry, with a share of them kept (`--density`): `magnitude_prune`, the weighted sum of the largest entries
+    of each; `ties`, the mean of those that agree in sign; `dare` and `dare_ties`, likewise of entries drawn at random
+    (`--seed`) and rescaled. These are of no low rank: the ranks that went in, added up, are what they get unless you
+    say otherwise, and the table shows what that cost.
 
     Examples:
 
@@ -60,13 +73,15 @@ def combine(
         weft combine runs/a runs/b --weights 1,-1 --output difference
 
         weft combine runs/a runs/b runs/c --method svd --rank 16 --dtype bfloat16 --output small
+
+        weft combine runs/a runs/b --method ties --density 0.2 --output merged
     """
     from weft.algebra import combine_with_costs
     from weft.formats import load
     from weft.model.new_folder import check_output
 
     paths = named_paths(adapters)
-    chosen = _method(method)
+    chosen = _method(method, density, seed)
     given = None if weights is None else _weights(weights)
     check_output(output, overwrite, keep=paths.values())
     loaded = [load(path) for path in paths.values()]
@@ -96,11 +111,17 @@ def combine(
     show(costed, output, modules)
 
 
-def _method(name: str) -> "Method":
-    """The method of that name, at its defaults."""
+def _method(name: str, density: float | None, seed: int | None) -> "Method":
+    """The method of that name, with what settings are given.
+
+    Raises:
+        ConfigError: there is no such method, or it has no such setting.
+    """
     from weft.algebra import methods
 
-    return methods[name]()
+    given = {"density": density, "seed": seed}
+    settings = {setting: value for setting, value in given.items() if value is not None}
+    return choice_from(methods, {"name": name, **settings}, "method")
 
 
 def _weights(text: str) -> list[float]:
