@@ -189,13 +189,16 @@ def _orthonormal(G: Tensor, Z: Tensor | None) -> Tensor:
 
 def _projected(M: RowBlocks, Z: Tensor) -> _Projection:
     """The SVD of M Z Z^T and the norm of the rest, in one pass."""
-    products, squares = [], torch.zeros((), dtype=torch.float64, device=Z.device)
+    squares = torch.zeros((), dtype=torch.float64, device=Z.device)
+    # Made at once: small pieces that stay, taken between the blocks, would keep their memory from being used again.
+    product, read = Z.new_empty(M.shape[0], Z.shape[1]), 0
     for rows in _few_rows(M):
         Y = rows @ Z
+        product[read : read + len(rows)] = Y
         rest = torch.addmm(rows, Y, Z.T, alpha=-1)
         squares += torch.linalg.vector_norm(rest, dim=1).double().square().sum()
-        products.append(Y)
-    U, S, Wh = torch.linalg.svd(torch.cat(products), full_matrices=False)
+        read += len(rows)
+    U, S, Wh = torch.linalg.svd(product, full_matrices=False)
     return _Projection(SVD(U, S, Wh @ Z.T), float(squares.sqrt()))
 
 
