@@ -71,6 +71,8 @@ class Factors(nn.Module):
         magnitude: one number for each of the layer's outputs, where the variant trains them; None for the others.
         scaling: s.
         dropout: the probability of dropping an entry of the branch's input.
+        prefix: how many of the r rows of A and columns of B take part, from the first; None for all of them. See
+            `weft.model.prefix`.
     """
 
     lora_A: Tensor
@@ -82,6 +84,7 @@ class Factors(nn.Module):
     scaling: float
     dropout: float
     rule: VariantRule
+    prefix: int | None
 
     def __init__(
         self,
@@ -101,12 +104,27 @@ class Factors(nn.Module):
         for name, tensor in (("lora_A", A), ("lora_B", B), ("bias", bias), ("magnitude", magnitude)):
             self._parameters[name] = None if tensor is None else nn.Parameter(tensor, requires_grad=trainable)
         self._buffers["offset_A"], self._buffers["offset_B"] = (None, None) if offset is None else offset
-        self.__dict__.update(scaling=scaling, dropout=dropout, rule=rule)
+        self.__dict__.update(scaling=scaling, dropout=dropout, rule=rule, prefix=None)
+
+    @property
+    def rank(self) -> int:
+        """r, whatever takes part."""
+        return self.lora_A.shape[0]
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """A and B, read past the attribute look-up of `nn.Module`, which costs more than a small product."""
-        parameters = self._parameters
-        return parameters["lora_A"], parameters["lora_B"]  # type: ignore[return-value]  # never None
+        """A and B as far as they take part: the first `prefix` rows and columns, views of the whole."""
+        # Past the attribute look-up of `nn.Module`, which costs more than a small product.
+        A, B = self._parameters["lora_A"], self._parameters["lora_B"]
+        assert A is not None
+        assert B is not None
+        return (A, B) if self.prefix is None else (A[: self.prefix], B[:, : self.prefix])
+
+    def offset(self) -> tuple[Tensor, Tensor] | None:
+        """A0 and B0 likewise, if there are any."""
+        A, B = self._buffers["offset_A"], self._buffers["offset_B"]
+        if A is None or B is None:
+            return None
+        return (A, B) if self.prefix is None else (A[: self.prefix], B[:, : self.prefix])
 
     def low_rank(self, read: Callable[[Tensor], Tensor] = Tensor.detach) -> LowRank:
         """The change of the weight, as a value: s (B A), or s (B A - B0 A0) at rank 2r.
@@ -114,10 +132,9 @@ class Factors(nn.Module):
         Args:
             read: what the value holds in a tensor's place; the default shares them.
         """
-        value = LowRank(read(self.lora_B), read(self.lora_A), self.scaling)
-        if self.offset_A is None or self.offset_B is None:
-            return value
-        return value - LowRank(read(self.offset_B), read(self.offset_A), self.scaling)
+        (A, B), offset = self.pair(), self.offset()
+        value = LowRank(read(B), read(A), self.scaling)
+        return value if offset is None else value - LowRank(read(offset[1]), read(offset[0]), self.scaling)
 
     def equals(self, other: "Factors") -> bool:
         """Whether the other factors are these, or hold the same values."""
@@ -157,8 +174,7 @@ class LoRALayer(Adapted):
         for name, scale in self.active.items():
             factors = bank[name]
             assert isinstance(factors, Factors)
-            A, _ = factors.pair()
-            if A.is_meta and not input.is_meta:
+            if factors._parameters["lora_A"].is_meta and not input.is_meta:  # type: ignore[union-attr]  # never None
                 raise StateError(
                     f"the factors of adapter {name!r} hold no values (on the meta device, or offloaded); "
                     "dispatch or offload the model before attaching an adapter, not after"
@@ -177,14 +193,14 @@ class LoRALayer(Adapted):
 
     def add_update(self, output: Tensor | None, x: Tensor, factors: Factors, scaling: float) -> Tensor:
         """The output (None: the base's) plus scaling times the product of x, dropped out, with B A or B A - B0 A0."""
-        offset_A, offset_B = factors._buffers["offset_A"], factors._buffers["offset_B"]
-        if offset_A is None or offset_B is None:
+        offset = factors.offset()
+        if offset is None:
             return self.add_product(output, x, factors, scaling)
         if output is None:
             output = self.base_output(x)
         # Two products of one shape, subtracted: exactly zero while the factors are where they started.
         x = self.branch_input(x, factors)
-        update = self.product(x, *factors.pair()) - self.product(x, offset_A, offset_B)
+        update = self.product(x, *factors.pair()) - self.product(x, *offset)
         return torch.add(output, update.to(output.dtype), alpha=scaling)
 
     def branch_input(self, x: Tensor, factors: Factors) -> Tensor:

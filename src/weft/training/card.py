@@ -7,7 +7,7 @@ from weft.training.result import RunResult
 
 _SHOWN = (
     "rank", "alpha", "dropout", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "train_modules",
-    "bias", "init", "variant", "scaling", "learning_rate", "schedule", "warmup", "weight_decay", "epochs", "max_steps",
+    "bias", "init", "variant", "scaling", "nested", "learning_rate", "schedule", "warmup", "weight_decay", "epochs", "max_steps",
     "batch_size", "gradient_accumulation", "batching", "max_length", "bf16", "seed",
 )  # fmt: skip
 

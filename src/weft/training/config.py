@@ -71,6 +71,11 @@ class RunConfig(BaseModel):
     scaling: str | dict[str, Any] = Field(
         "standard", description="How alpha and rank become the scaling: standard (alpha/r), or rank_stabilized."
     )
+    nested: bool = Field(
+        False,
+        description="Train each rank 1, 2, 4, ... of the factors' first rows and columns, so that the rank can be "
+        "chosen afterwards: see weft curve.",
+    )
 
     learning_rate: float = Field(
         5e-4,

@@ -16,7 +16,7 @@ from weft.training.frozen_cache import Collate, FrozenCache
 from weft.training.logits import keeps_logits, learned_positions
 from weft.training.mode import evaluating
 from weft.training.packing import obstacle, packing
-from weft.training.token_loss import Scores, batch_scores, head_of, scores_of_logits
+from weft.training.token_loss import TokenScores, batch_scores, head_of, scores_of_logits
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,47 @@ def evaluate(
         max_new_tokens: tokens in an answer at most.
         cache: of the frozen blocks' output, open on this model, if the data set is one of its.
     """
-    tokens, loss, correct = 0, 0.0, 0
+    scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, cache=cache)
+    tokens = int(scores.tokens.sum())
+    mean = float(scores.loss.sum()) / tokens
+    answers = generate_answers(model, tokenizer, dataset, generate_rows, batch_size, max_new_tokens)
+    return EvalResult(
+        rows=len(dataset),
+        tokens=tokens,
+        loss=mean,
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        token_accuracy=int(scores.correct.sum()) / tokens,
+        generated_rows=len(answers),
+        **_text_metrics(answers),
+    )
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """What each row of a data set scored, in its order.
+
+    Attributes:
+        tokens: its learned tokens, (rows), int64.
+        loss: the sum of -log p over them, in nats, (rows), float64.
+        correct: those that are the most likely ones, (rows), int64.
+    """
+
+    tokens: Tensor
+    loss: Tensor
+    correct: Tensor
+
+
+def score_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: TextDataset,
+    *,
+    batch_size: int = 8,
+    cache: FrozenCache | None = None,
+) -> RowScores:
+    """Scores each row of a text data set with the adapters that are active now; arguments as of `evaluate`."""
+    lengths = [sum(label != IGNORED for label in example.labels[1:]) for example in dataset.examples]
+    loss, correct = torch.zeros(len(lengths), dtype=torch.float64), torch.zeros(len(lengths), dtype=torch.int64)
     packed = obstacle(model, dataset.longest) is None
     collate: Collate = PackedCollator() if packed else Collator(pad_id(tokenizer))
     if cache is not None:
@@ -89,27 +129,19 @@ def evaluate(
     order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i].input_ids))
     with evaluating(model), packing(model) if packed else nullcontext():
         for start in range(0, len(order), batch_size):
-            batch = collate([dataset[i] for i in order[start : start + batch_size]])
+            rows = order[start : start + batch_size]
+            batch = collate([dataset[i] for i in rows])
             inputs = {key: value.to(model.device) for key, value in batch.items()}
-            found = batch_scores(model, head, inputs) if head is not None else _scores_of_logits(model, inputs)
-            tokens += found.tokens
-            loss += found.loss
-            correct += found.correct
-    mean = loss / tokens
-    answers = generate_answers(model, tokenizer, dataset, generate_rows, batch_size, max_new_tokens)
-    return EvalResult(
-        rows=len(dataset),
-        tokens=tokens,
-        loss=mean,
-        perplexity=math.exp(mean) if mean < 700 else math.inf,
-        token_accuracy=correct / tokens,
-        generated_rows=len(answers),
-        **_text_metrics(answers),
-    )
+            scores = batch_scores(model, head, inputs) if head is not None else _scores_of_logits(model, inputs)
+            tokens = [lengths[row] for row in rows]  # a batch's learned tokens come row after row
+            by_row = (each.cpu().split(tokens) for each in scores)
+            for row, row_loss, row_correct in zip(rows, *by_row, strict=True):
+                loss[row], correct[row] = row_loss.double().sum(), row_correct.sum()
+    return RowScores(torch.tensor(lengths), loss, correct)
 
 
-def _scores_of_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Scores:
-    """The scores of a batch from the model's own logits, for a model whose head cannot be used apart."""
+def _scores_of_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> TokenScores:
+    """As `batch_scores`, from the model's own logits, for a model whose head cannot be used apart."""
     labels = inputs.pop("labels")
     positions = learned_positions(labels)  # (k)
     kept: dict[str, Any] = {"logits_to_keep": positions} if keeps_logits(model) else {}

@@ -205,6 +205,7 @@ class _RunTrainer(AdapterTrainer):
             eval_dataset=eval_data,
             data_collator=collate if cache is None else cache.collator(collate),
             callbacks=[LogBeforeSaving(), MetricsWriter(folder), *callbacks, *_optional_callbacks(config, folder)],
+            nested=config.nested,
         )
         self.remove_callback(PrinterCallback)
 

@@ -10,7 +10,7 @@ pass is the gradient of the body's output, (n, width). So does Liger Kernel's fu
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,8 @@ def head_of(model: nn.Module) -> Head | None:
         for finish in _finishes(model):
             head = Head(module, finish, max(1, _CHUNK_BYTES // (4 * output.logits.shape[-1])))
             if torch.equal(head.logits(hidden).float(), output.logits.float()):
-                own = scores_of_logits(head.logits(hidden[0, :-1]), ids[0, 1:])
-                return head if math.isclose(own.loss / own.tokens, float(output.loss), rel_tol=1e-5) else None
+                own = scores_of_logits(head.logits(hidden[0, :-1]), ids[0, 1:]).loss.mean()
+                return head if math.isclose(own, output.loss, rel_tol=1e-5) else None
     return None
 
 
@@ -101,26 +101,31 @@ def token_loss(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     return loss
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What a batch scored: learned tokens, the sum of -log p over them, and those that are the most likely ones."""
+class TokenScores(NamedTuple):
+    """What n learned tokens scored.
 
-    tokens: int
-    loss: float
-    correct: int
+    Attributes:
+        loss: -log p of each, (n), float32.
+        correct: whether it is the most likely one, (n), bool.
+    """
+
+    loss: Tensor
+    correct: Tensor
 
 
-def batch_scores(model: PreTrainedModel, head: Head, inputs: dict[str, Any]) -> Scores:
-    """The scores of a batch, in chunks; arguments as of `batch_loss`. Call it without gradients."""
+def batch_scores(model: PreTrainedModel, head: Head, inputs: dict[str, Any]) -> TokenScores:
+    """The scores of a batch's learned tokens, row after row, in chunks; arguments as of `batch_loss`.
+
+    Call it without gradients.
+    """
     hidden, targets = _learned(model, inputs)
     parts = [scores_of_logits(head.logits(hidden[part]), targets[part]) for part in head.chunks(len(targets))]
-    return Scores(len(targets), sum(part.loss for part in parts), sum(part.correct for part in parts))
+    return TokenScores(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def scores_of_logits(logits: Tensor, targets: Tensor) -> Scores:
+def scores_of_logits(logits: Tensor, targets: Tensor) -> TokenScores:
     """The scores of logits (n, V) whose targets are (n)."""
-    loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-    return Scores(len(targets), loss.item(), int((logits.argmax(-1) == targets).sum()))
+    return TokenScores(F.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1) == targets)
 
 
 def _learned(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ order of rows; and a run that would train nothing, or that went wrong, stops wit
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from weft.model.state import state_of
 from weft.nn import Factors
 from weft.training.checkpoint import load_state, require_latest, save_state
 from weft.training.logits import keeps_logits, with_learned_logits
+from weft.training.nested import Nesting
 from weft.training.packing import obstacle, packing
 from weft.training.token_loss import Head, batch_loss, head_of
 
@@ -35,24 +37,33 @@ _LISTED = 8  # modules named in a message before "and N more"
 
 
 class AdapterTrainer(Trainer):
-    """A Trainer for a model with a trainable adapter attached; takes the same arguments.
+    """A Trainer for a model with a trainable adapter attached; takes the same arguments, and one more.
 
     ``save_model(folder)`` writes the adapter, in PEFT's format. ``train(resume_from_checkpoint=True)`` takes the
-    newest checkpoint that was written to its end.
+    newest checkpoint that was written to its end. With ``nested=True`` each prefix of the factors is trained; see
+    `weft.training.nested`.
 
     Raises (from `train`):
         StateError: no trainable adapter is attached.
+        ConfigError: the adapter cannot be nested.
         TrainingError: the Trainer is to shard the model, the batches are packed and the model cannot take them, the
             first backward pass left an adapter's B without a gradient, or a loss or a gradient is not a finite number.
     """
 
     def __init__(
-        self, model: nn.Module | None = None, args: TrainingArguments | None = None, *others: Any, **options: Any
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *others: Any,
+        nested: bool = False,
+        **options: Any,
     ) -> None:
         if args is not None and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # the first-step check will make sure that there are none
         super().__init__(model, args, *others, **options)
         self.add_callback(InputsWithoutGradients())
+        self._nested = nested
+        self._nesting: Nesting | None = None
         self._gradients_checked = False
         self._keeps_logits = self.model_accepts_loss_kwargs and keeps_logits(self.attached)
 
@@ -89,6 +100,7 @@ class AdapterTrainer(Trainer):
             raise TrainingError(
                 "no trainable adapter is active, so the loss depends on none; call weft.activate(model, name) first"
             )
+        self._nesting = Nesting(self.attached, self.args.seed) if self._nested else None
         self._gradients_checked = False
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(require_latest(str(self.args.output_dir)))
@@ -103,7 +115,8 @@ class AdapterTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One forward and backward pass, with the checks."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        with nullcontext() if self._nesting is None else self._nesting.step(self.state.global_step):
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise self._not_finite("loss", float(loss))
         if not self._gradients_checked:

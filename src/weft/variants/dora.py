@@ -186,4 +186,6 @@ def _norms_of(layer: LoRALayer, factors: Factors) -> Norms:
         squared = _squares.recall(factors, (W,), lambda: _squared_norms(layer, W))
         return _norms(layer, W, squared, factors.low_rank())
 
-    return compute() if A.requires_grad or B.requires_grad else _known_norms.recall(factors, (W, A, B), compute)
+    if A.requires_grad or B.requires_grad or factors.prefix is not None:  # a prefix looks like the whole
+        return compute()
+    return _known_norms.recall(factors, (W, A, B), compute)
