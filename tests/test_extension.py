@@ -80,7 +80,8 @@ class HadamardRule(VariantRule):
     def output(self, layer: LoRALayer, output: Tensor | None, x: Tensor, factors: Factors, scale: float) -> Tensor:
         output = layer.base_output(x) if output is None else output
         W = layer.matrix(layer).detach()
-        change = W * (factors.scaling * factors.lora_B @ factors.lora_A).to(W.dtype)
+        A, B = factors.pair()
+        change = W * (factors.scaling * B @ A).to(W.dtype)
         product = layer.product(layer.branch_input(x, factors), torch.eye(W.shape[1], dtype=W.dtype), change)
         return torch.add(output, product, alpha=scale)
 

@@ -17,7 +17,7 @@ from weft.errors import ConfigError
 
 from .conftest import Made, Run
 
-COMMANDS = ("demo", "plan", "train", "eval", "generate", "inspect", "merge")
+COMMANDS = ("demo", "plan", "train", "eval", "generate", "inspect", "merge", "curve")
 
 
 def python(*words: str, **options: object) -> subprocess.CompletedProcess[str]:

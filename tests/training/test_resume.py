@@ -49,7 +49,11 @@ def kill_at(step: int, command: list[str], metrics: Path) -> None:
         assert process.returncode == -signal.SIGKILL
 
 
-def test_a_killed_run_resumed_is_the_run_uninterrupted(settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"init": "kaiming", "nested": True}], ids=["pissa", "nested"])
+def test_a_killed_run_resumed_is_the_run_uninterrupted(
+    settings: dict[str, Any], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    settings |= changes
     whole = run(RunConfig(**settings)).folder
     killed = tmp_path / "killed"
     (tmp_path / "run.yaml").write_text(RunConfig(**(settings | {"output": killed})).to_yaml())

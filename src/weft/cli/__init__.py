@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from weft.cli.combine import combine
+from weft.cli.curve import curve
 from weft.cli.demo import demo
 from weft.cli.errors import Commands
 from weft.cli.eval import evaluate
@@ -35,6 +36,7 @@ app.command()(inspect)
 app.command()(merge)
 app.command()(combine)
 app.command()(resize)
+app.command()(curve)
 
 
 def _print_version(wanted: bool) -> None:

@@ -5,23 +5,22 @@ from typing import Annotated
 
 import typer
 
+from weft.cli import data_options as options
 from weft.cli.output import errors, print_json, quiet_transformers, results, table
 
 
 def evaluate(
-    data: Annotated[str, typer.Option(help="Held-out data: .jsonl, .csv, .parquet, a saved folder, or a hub id.")],
+    data: options.Data,
     base: Annotated[str, typer.Option(help="The base model: a folder, a hub id, or 'bundled'.")] = "bundled",
     adapter: Annotated[
         list[Path] | None, typer.Option(help="An adapter, or the folder of a run; repeat it to compare several.")
     ] = None,
-    split: Annotated[str, typer.Option(help="The split, of data that has several.")] = "test",
-    messages_column: Annotated[str, typer.Option(help="The column of chat messages.")] = "messages",
-    prompt_column: Annotated[str, typer.Option(help="The column of prompts.")] = "prompt",
-    completion_column: Annotated[str, typer.Option(help="The column of completions.")] = "completion",
-    text_column: Annotated[str, typer.Option(help="The column of plain text.")] = "text",
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens in a row at most. Default: the base's context.", min=2)
-    ] = None,
+    split: options.Split = "test",
+    messages_column: options.MessagesColumn = "messages",
+    prompt_column: options.PromptColumn = "prompt",
+    completion_column: options.CompletionColumn = "completion",
+    text_column: options.TextColumn = "text",
+    max_length: options.MaxLength = None,
     generate_rows: Annotated[int, typer.Option(help="Rows to answer greedily, for the text metrics.", min=0)] = 50,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens in an answer at most.", min=1)] = 64,
     batch_size: Annotated[int, typer.Option(help="Rows at a time.", min=1)] = 8,
@@ -29,24 +28,15 @@ def evaluate(
 ) -> None:
     """Evaluate the base and each adapter: loss (nats per learned token), accuracy, and greedy answers."""
     import weft
-    from weft.data.text import Columns, context_length
-    from weft.errors import ConfigError
+    from weft.data.text import Columns
     from weft.training import evaluate as evaluate_model
-    from weft.training import load_base, load_text
+    from weft.training import load_base
     from weft.training.card import metric_rows
 
     quiet_transformers()
     loaded = load_base(base)
-    context = context_length(loaded.model)
-    if max_length is not None and context is not None and max_length > context:
-        raise ConfigError(f"--max-length: {max_length} tokens are more than the base's context holds ({context})")
-    dataset = load_text(
-        data,
-        loaded.tokenizer,
-        split=split,
-        columns=Columns(messages_column, prompt_column, completion_column, text_column),
-        max_length=max_length or context,
-    )
+    columns = Columns(messages_column, prompt_column, completion_column, text_column)
+    dataset = options.held_out(loaded, data, split, columns, max_length)
     paths = [path / "adapter" if (path / "adapter").is_dir() else path for path in adapter or []]
     for number, path in enumerate(paths):
         weft.attach(loaded.model, weft.load(path), name=f"adapter{number}")

@@ -11,6 +11,7 @@ from weft.training.config import RunConfig
 if TYPE_CHECKING:
     from weft.data.text import TextDataset, load_text
     from weft.training.base import Base, load_base
+    from weft.training.curve import RankCurve, rank_curve
     from weft.training.evaluation import EvalResult, evaluate
     from weft.training.job import run
     from weft.training.result import RunResult
@@ -20,12 +21,14 @@ __all__ = [
     "AdapterTrainer",
     "Base",
     "EvalResult",
+    "RankCurve",
     "RunConfig",
     "RunResult",
     "TextDataset",
     "evaluate",
     "load_base",
     "load_text",
+    "rank_curve",
     "run",
 ]
 
@@ -34,11 +37,13 @@ _HOMES = {
     "AdapterTrainer": "weft.training.trainer",
     "Base": "weft.training.base",
     "EvalResult": "weft.training.evaluation",
+    "RankCurve": "weft.training.curve",
     "RunResult": "weft.training.result",
     "TextDataset": "weft.data.text",
     "evaluate": "weft.training.evaluation",
     "load_base": "weft.training.base",
     "load_text": "weft.data.text",
+    "rank_curve": "weft.training.curve",
     "run": "weft.training.job",
 }
 

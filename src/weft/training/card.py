@@ -7,8 +7,8 @@ from weft.training.result import RunResult
 
 _SHOWN = (
     "rank", "alpha", "dropout", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "train_modules",
-    "bias", "init", "variant", "scaling", "nested", "learning_rate", "schedule", "warmup", "weight_decay", "epochs", "max_steps",
-    "batch_size", "gradient_accumulation", "batching", "max_length", "bf16", "seed",
+    "bias", "init", "variant", "scaling", "nested", "learning_rate", "schedule", "warmup", "weight_decay", "epochs",
+    "max_steps", "batch_size", "gradient_accumulation", "batching", "max_length", "bf16", "seed",
 )  # fmt: skip
 
 _METRICS = (
