@@ -1,6 +1,6 @@
 """One adapter from several."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from weft.adapter import Adapter, checked_weights, joined, require_summable, summed_tensors, union_of_paths
@@ -53,8 +53,14 @@ def combine_with_costs(
     error: float | None = None,
     any_base: bool = False,
     names: Sequence[str] | None = None,
+    progress: Callable[[list[str]], Iterable[str]] = iter,
 ) -> Costed:
-    """`combine`, and the errors of each module; `names` are how the lineage calls the adapters."""
+    """`combine`, and the errors of each module.
+
+    Args:
+        names: how the lineage calls the adapters.
+        progress: goes through the modules' paths, one after another as they are worked on; a progress bar, say.
+    """
     chosen: Method = choice_from(methods, method, "method")
     limit = Limit.of(rank, energy, error)
     weights = checked_weights(adapters, [1 / len(adapters) for _ in adapters] if weights is None else weights)
@@ -68,7 +74,7 @@ def combine_with_costs(
     merged: dict[tuple[int, ...], tuple[Truncation, ModuleCost]] = {}  # what modules share stays shared
     factors: dict[str, LowRank] = {}
     costs: dict[str, ModuleCost] = {}
-    for path in union_of_paths(adapters):
+    for path in progress(union_of_paths(adapters)):
         terms = [adapter.factors.get(path) for adapter in adapters]
         key = tuple(map(id, terms))
         if key not in merged:

@@ -1,5 +1,6 @@
 """The same adapter at lower ranks."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from weft.adapter import Adapter
@@ -36,8 +37,14 @@ def resize_with_costs(
     energy: float | None = None,
     error: float | None = None,
     name: str | None = None,
+    progress: Callable[[list[str]], Iterable[str]] = iter,
 ) -> Costed:
-    """`resize`, and the errors of each module; `name` is how the lineage calls the adapter."""
+    """`resize`, and the errors of each module.
+
+    Args:
+        name: how the lineage calls the adapter.
+        progress: goes through the modules' paths, one after another as they are worked on; a progress bar, say.
+    """
     limit = Limit(rank, energy, error)
     if not adapter.factors:
         raise ConfigError("this adapter has no factors, only tensors trained whole; there is no rank to reduce")
@@ -48,7 +55,8 @@ def resize_with_costs(
     kept: dict[int, Truncation] = {}  # what modules share stays shared
     factors: dict[str, LowRank] = {}
     costs: dict[str, ModuleCost] = {}
-    for path, value in adapter.factors.items():
+    for path in progress(list(adapter.factors)):
+        value = adapter.factors[path]
         if id(value) not in kept:
             kept[id(value)] = truncated(value, limit)
         factors[path] = kept[id(value)].value

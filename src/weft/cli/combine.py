@@ -9,7 +9,7 @@ import typer
 from weft.cli.adapters import named_paths
 from weft.cli.costs import document, in_dtype, show
 from weft.cli.dtype import Dtype
-from weft.cli.output import errors, print_json, results, table
+from weft.cli.output import print_json, results, table, tracked
 from weft.config import choice_from
 from weft.errors import ConfigError
 
@@ -87,18 +87,18 @@ def combine(
     loaded = [load(path) for path in paths.values()]
     if factors_only:
         loaded = [replace(adapter, tensors={}) for adapter in loaded]
-    with errors().status("combining"):
-        costed = combine_with_costs(
-            loaded,
-            chosen,
-            given,
-            rank=rank,
-            energy=energy,
-            error=error,
-            any_base=any_base,
-            names=list(paths),
-        )
-        in_dtype(costed.adapter, dtype).save(output)
+    costed = combine_with_costs(
+        loaded,
+        chosen,
+        given,
+        rank=rank,
+        energy=energy,
+        error=error,
+        any_base=any_base,
+        names=list(paths),
+        progress=tracked("combining"),
+    )
+    in_dtype(costed.adapter, dtype).save(output)
     if as_json:
         print_json(document(costed, output))
         return

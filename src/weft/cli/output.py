@@ -1,11 +1,13 @@
 """What commands print, and where: results on stdout, everything else on stderr."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 
@@ -61,6 +63,12 @@ def size(nbytes: float) -> str:
         if nbytes >= size:
             return f"{nbytes / size:.1f} {unit}"
     return f"{nbytes:.0f} bytes"
+
+
+def tracked(description: str) -> Callable[[list[str]], Iterable[str]]:
+    """Goes through a list under a progress bar, where somebody looks."""
+    console = errors()
+    return partial(track, description=description, console=console, transient=True, disable=not console.is_terminal)
 
 
 def quiet_transformers() -> None:

@@ -8,7 +8,7 @@ import typer
 from weft.cli.adapters import adapter_path
 from weft.cli.costs import document, in_dtype, show
 from weft.cli.dtype import Dtype
-from weft.cli.output import errors, print_json
+from weft.cli.output import print_json, tracked
 
 
 def resize(
@@ -45,9 +45,10 @@ def resize(
     path = adapter_path(adapter)
     check_output(output, overwrite, keep=[path])
     loaded = load(path)
-    with errors().status("resizing"):
-        costed = resize_with_costs(loaded, rank=rank, energy=energy, error=error, name=str(adapter))
-        in_dtype(costed.adapter, dtype).save(output)
+    costed = resize_with_costs(
+        loaded, rank=rank, energy=energy, error=error, name=str(adapter), progress=tracked("resizing")
+    )
+    in_dtype(costed.adapter, dtype).save(output)
     if as_json:
         print_json(document(costed, output))
         return
