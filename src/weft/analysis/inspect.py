@@ -1,13 +1,14 @@
 """The numbers of an adapter, from its factors alone: no base, and no matrix of a layer's size."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from weft.adapter import Adapter
-from weft.linalg import LowRank, effective_rank, stable_rank
+from weft.analysis.spectrum import Spectrum
+from weft.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,7 @@ class ModuleNumbers:
         shape: (out, in) of D.
         rank: the inner size of B A.
         scaling: s.
-        norm: ||D||_F.
-        spectral_norm: ||D||_2, the largest factor by which D stretches an input.
-        stable_rank: ||D||_F^2 / ||D||_2^2.
-        effective_rank: exp of the entropy of D's singular values.
+        spectrum: the singular values of D, its norms and ranks.
         magnitude: the mean of its trained magnitudes, of a variant that has them; D is then the change before the
             weight is scaled to them.
         nbytes: the size of its factors and magnitudes; 0 where another module's are shared.
@@ -34,17 +32,14 @@ class ModuleNumbers:
     shape: tuple[int, int]
     rank: int
     scaling: float
-    norm: float
-    spectral_norm: float
-    stable_rank: float
-    effective_rank: float
+    spectrum: Spectrum
     magnitude: float | None
     nbytes: int
 
     @property
     def name(self) -> str:
         """The module's path with its block's index left open."""
-        return ".".join("*" if part.isdigit() else part for part in self.path.split("."))
+        return open_name(self.path)
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,11 @@ class AdapterNumbers:
         """The size of everything that was trained."""
         return sum(m.nbytes for m in self.modules) + sum(self.tensors.values())
 
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm of all changes together."""
+        return math.hypot(*(m.spectrum.norm for m in self.modules))
+
     def by_name(self) -> dict[str, list[ModuleNumbers]]:
         """The modules, those together that differ only in their block's index."""
         groups: dict[str, list[ModuleNumbers]] = {}
@@ -72,16 +72,25 @@ class AdapterNumbers:
         return groups
 
 
+def open_name(path: str) -> str:
+    """A module's path with its indices left open: ``layers.*.q_proj``."""
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
 @torch.no_grad()
 def inspect(adapter: Adapter) -> AdapterNumbers:
-    """The numbers of an adapter. Costs O((out + in) r^2) a module."""
-    measured: dict[int, tuple[float, float, float, float]] = {}
+    """The numbers of an adapter. Costs O((out + in) r^2) a module.
+
+    Raises:
+        ConfigError: factors or magnitudes hold NaN or infinity.
+    """
+    _check_finite(adapter)
+    spectra: dict[int, Spectrum] = {}
     modules = []
     for path, factors in adapter.factors.items():
-        shared = id(factors) in measured
+        shared = id(factors) in spectra
         if not shared:
-            measured[id(factors)] = _measure(factors)
-        norm, spectral, stable, effective = measured[id(factors)]
+            spectra[id(factors)] = Spectrum.of(factors)
         magnitude = adapter.magnitudes.get(path)
         nbytes = factors.B.nbytes + factors.A.nbytes + (0 if magnitude is None else magnitude.nbytes)
         modules.append(
@@ -91,10 +100,7 @@ def inspect(adapter: Adapter) -> AdapterNumbers:
                 factors.shape,
                 factors.rank,
                 factors.scaling,
-                norm,
-                spectral,
-                stable,
-                effective,
+                spectra[id(factors)],
                 None if magnitude is None else float(magnitude.float().mean()),
                 0 if shared else nbytes,
             )
@@ -102,8 +108,12 @@ def inspect(adapter: Adapter) -> AdapterNumbers:
     return AdapterNumbers(tuple(modules), {name: tensor.nbytes for name, tensor in adapter.tensors.items()})
 
 
-def _measure(factors: LowRank) -> tuple[float, float, float, float]:
-    """Frobenius and spectral norm, stable and effective rank, from one set of singular values."""
-    S: Tensor = factors.singular_values()
-    core = torch.diag(S)  # a small matrix with the same singular values
-    return float(S.norm()), float(S.amax()), float(stable_rank(core)), float(effective_rank(core))
+def _check_finite(adapter: Adapter) -> None:
+    tensors = {f"{path} ({name})": getattr(f, name) for path, f in adapter.factors.items() for name in "BA"}
+    tensors |= {f"{path} (magnitude)": m for path, m in adapter.magnitudes.items()}
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise ConfigError(
+            f"{len(bad)} of the adapter's {len(tensors)} tensors hold NaN or infinity, first {bad[0]}: the training "
+            "diverged, or the file is damaged; take an earlier checkpoint, or train with a lower learning rate"
+        )

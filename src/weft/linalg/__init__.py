@@ -13,6 +13,7 @@ from weft.linalg.exact import (
 )
 from weft.linalg.factored import LowRank, Truncation
 from weft.linalg.factorize import LU, QR, SVD, RankFactorization, lu, qr, rank_factorization, svd
+from weft.linalg.krylov import CosineBounds, largest_cosines, leading_svd
 from weft.linalg.limit import Limit
 from weft.linalg.rank import effective_rank, numerical_rank, stable_rank
 from weft.linalg.row_blocks import RandomizedSVD, RowBlocks, randomized_svd, randomized_svd_of_blocks
@@ -24,6 +25,7 @@ __all__ = [
     "QR",
     "SVD",
     "BestRank",
+    "CosineBounds",
     "Limit",
     "LowRank",
     "Minor",
@@ -37,6 +39,8 @@ __all__ = [
     "exact_rank",
     "exact_rank_factorization",
     "first_minor",
+    "largest_cosines",
+    "leading_svd",
     "lu",
     "matrix_of_minors",
     "minor",

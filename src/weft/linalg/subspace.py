@@ -58,10 +58,18 @@ def subspace_similarity_grid(A1: Tensor, A2: Tensor) -> Tensor:
             f"A1 has shape {tuple(A1.shape)} and A2 has shape {tuple(A2.shape)}; expected as many columns in both"
         )
     dtype = torch.promote_types(Vh1.dtype, Vh2.dtype)
-    overlap = (Vh1.to(dtype) @ Vh2.to(dtype).T).square().cumsum(0).cumsum(1)
+    return overlap_grid(Vh1.to(dtype) @ Vh2.to(dtype).T)
+
+
+def overlap_grid(overlap: Tensor) -> Tensor:
+    """`subspace_similarity_grid` of vectors that are at hand: (p, q) from their inner products V1^T V2 (p, q).
+
+    The columns of V1 (n, p) and of V2 (n, q) are orthonormal, and in the order of their singular values.
+    """
+    sums = overlap.square().cumsum(0).cumsum(1)
     i = torch.arange(1, overlap.shape[0] + 1, device=overlap.device).unsqueeze(1)
     j = torch.arange(1, overlap.shape[1] + 1, device=overlap.device).unsqueeze(0)
-    return overlap / torch.minimum(i, j)
+    return sums / torch.minimum(i, j)
 
 
 def _orthonormal(M: Tensor, name: str) -> Tensor:

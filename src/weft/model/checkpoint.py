@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from weft.adapter import Adapter
-from weft.errors import BaseMismatchError, BindingError, MergeError
-from weft.fingerprint import Fingerprint, fingerprint
+from weft.errors import BindingError, MergeError
 from weft.linalg import LowRank
 from weft.model.attach import attach, detach
 from weft.model.merge import merge
 from weft.model.modules import base_modules, sharing
 from weft.model.new_folder import check_output, new_folder
 from weft.model.shards import INDEX, Checkpoint, StoredTensor, write_shard
-from weft.model.state import base_fingerprint
+from weft.model.stored_base import check_files
 
 # Files that hold weights, or that describe the base and not what becomes of it.
 _WEIGHTS = frozenset(
@@ -95,7 +94,7 @@ def merge_checkpoint(
     """
     check_output(output, overwrite, keep=[source.folder])
     if not any_base:
-        _check_base(model, names, source, adapter)
+        check_files(model, names, source, adapter)
     with warnings.catch_warnings():
         # torch: values copied to the meta device are dropped. So they are.
         warnings.simplefilter("ignore", UserWarning)
@@ -245,23 +244,6 @@ class _Merging:
 def _relative_change(old: Tensor, new: Tensor) -> float:
     size = float(torch.linalg.vector_norm(old.float()))
     return float(torch.linalg.vector_norm(new.float() - old.float())) / size if size else 0.0
-
-
-def _check_base(model: nn.Module, names: Mapping[str, str], source: Checkpoint, adapter: Adapter) -> None:
-    """Raises BaseMismatchError if the files are not the base that the adapter was made for."""
-    if adapter.base is None:
-        return
-    # The files' own values at the places that the fingerprint samples: a few pages of each are read.
-    stored = {name: key for key, name in names.items() if source.tensors[key].dtype is not None}
-    sampled = fingerprint({name: source.read(stored[name]) for name in adapter.base.samples if name in stored})
-    here = base_fingerprint(model)
-    difference = adapter.base.difference(Fingerprint(here.structure, here.names, sampled.samples))
-    if difference is not None:
-        made_for = adapter.provenance.get("base")
-        raise BaseMismatchError(
-            f"this adapter was made for another base{f' ({made_for})' if made_for else ''}: in {source.folder}, "
-            f"{difference}. Name the base that it was made for, or pass any_base (--any-base) if you know that they fit"
-        )
 
 
 def _aliases(model: nn.Module, adapter: Adapter) -> dict[str, str]:
