@@ -1,5 +1,6 @@
 """The numbers of an adapter, against dense arithmetic."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,10 +8,9 @@ import torch
 
 import weft
 from weft.analysis.inspect import inspect
+from weft.errors import ConfigError
 
-
-def adapter_of(factors: dict[str, weft.LowRank], **rest: object) -> weft.Adapter:
-    return weft.Adapter(weft.LoRAConfig(), factors, dict.fromkeys(factors, weft.Layout()), **rest)  # type: ignore[arg-type]
+from .adapters import adapter_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -26,7 +26,7 @@ def test_numbers_are_those_of_the_matrix(dtype: torch.dtype) -> None:
         "effective_rank": torch.exp(-(shares * shares.log()).sum()),
     }
     for name, number in expected.items():
-        assert getattr(numbers, name) == pytest.approx(float(number), rel=1e-5), name
+        assert getattr(numbers.spectrum, name) == pytest.approx(float(number), rel=1e-5), name
     assert (numbers.path, numbers.name, numbers.kind) == ("a.0.b", "a.*.b", "linear")
     assert (numbers.shape, numbers.rank, numbers.scaling) == ((12, 9), 4, 0.5)
     assert numbers.nbytes == 4 * (12 + 9) * dtype.itemsize
@@ -34,15 +34,20 @@ def test_numbers_are_those_of_the_matrix(dtype: torch.dtype) -> None:
 
 def test_an_untrained_adapter_is_zero() -> None:
     (numbers,) = inspect(adapter_of({"a": weft.LowRank(torch.zeros(5, 2), torch.randn(2, 4))})).modules
-    assert (numbers.norm, numbers.spectral_norm, numbers.stable_rank, numbers.effective_rank) == (0, 0, 0, 0)
+    values = dataclasses.asdict(numbers.spectrum)
+    assert values.pop("singular_values") == (0, 0)
+    assert set(values.values()) == {0}
 
 
 def test_orthonormal_factors_use_every_dimension() -> None:
     Q = torch.linalg.qr(torch.randn(8, 3)).Q
     (numbers,) = inspect(adapter_of({"a": weft.LowRank(Q, Q.T.contiguous(), 2.0)})).modules
-    assert numbers.norm == pytest.approx(2 * math.sqrt(3), rel=1e-5)
-    assert numbers.stable_rank == pytest.approx(3, rel=1e-5)
-    assert numbers.effective_rank == pytest.approx(3, rel=1e-5)
+    spectrum = numbers.spectrum
+    assert spectrum.norm == pytest.approx(2 * math.sqrt(3), rel=1e-5)
+    assert spectrum.stable_rank == pytest.approx(3, rel=1e-5)
+    assert spectrum.effective_rank == pytest.approx(3, rel=1e-5)
+    assert spectrum.saturation == pytest.approx(1, rel=1e-5)
+    assert (spectrum.numerical_rank, spectrum.rank_90, spectrum.rank_99) == (3, 3, 3)
 
 
 def test_magnitudes_are_averaged_and_counted() -> None:
@@ -61,3 +66,12 @@ def test_shared_factors_are_counted_once() -> None:
     assert numbers.tensors == {"head.weight": 24}
     assert numbers.nbytes == 96 + 24
     assert {name: len(group) for name, group in numbers.by_name().items()} == {"a.*": 2, "b": 1}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_named(value: float) -> None:
+    B = torch.randn(3, 2)
+    B[1, 1] = value
+    good = weft.LowRank(torch.randn(3, 2), torch.randn(2, 4))
+    with pytest.raises(ConfigError, match=r"1 of the adapter's 4 tensors hold NaN or infinity, first b \(B\)"):
+        inspect(adapter_of({"a": good, "b": weft.LowRank(B, torch.randn(2, 4))}))

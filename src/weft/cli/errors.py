@@ -17,7 +17,6 @@ _EXTRAS = {
     "datasets": "train",
     "rouge_score": "train",
     "sacrebleu": "train",
-    "jinja2": "train",
     "matplotlib": "train",
 }
 

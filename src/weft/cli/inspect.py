@@ -79,6 +79,8 @@ def inspect(
 
     paths = named_paths(adapters)
     search = _search(base, intruders, top, epsilon)
+    if grids and len(paths) < 2:
+        raise ConfigError("--grids needs another adapter to compare with: weft inspect ADAPTER OTHER")
     if report is not None:
         _check_report(report)
         import weft.analysis.report  # noqa: F401  # says now, not at the end, that matplotlib is missing
@@ -88,7 +90,7 @@ def inspect(
     formats = {name: next(f for f in file_formats if file_formats[f].recognises(path)) for name, path in paths.items()}
     lines = _metrics(paths[subject])
     found = _signs(paths[subject], lines, numbers[subject])
-    overlap = _overlap(loaded, numbers[subject], grids, any_base) if others or grids else None
+    overlap = _overlap(loaded, numbers[subject], grids, any_base) if others else None
     comparisons = _against_base(loaded[subject], base, search, any_base) if base is not None else None
     if report is not None:
         from weft.analysis.report import Report, Subject

@@ -87,6 +87,7 @@ def largest_cosines(M: Tensor, X: Tensor, threshold: float, max_steps: int = 200
     if M.shape[0] != X.shape[0]:
         raise ConfigError(f"M has shape {tuple(M.shape)} and X has shape {tuple(X.shape)}; expected as many rows")
     tall = M.shape[0] > M.shape[1]
+    mean = float(torch.linalg.vector_norm(M)) ** 2 / min(M.shape)  # of sigma^2: the largest is no smaller
     bounds = [CosineBounds(0.0, 1.0)] * X.shape[1]
     open_columns = list(range(X.shape[1]))
     # Vectors are rows here: a few rows times M is several times faster than M^T times a few columns.
@@ -103,7 +104,7 @@ def largest_cosines(M: Tensor, X: Tensor, threshold: float, max_steps: int = 200
         if step in (1, 2) or step % 4 == 0 or step == last:
             a, b = alpha.double().cpu().numpy(), beta.double().cpu().numpy()
             for i, column in enumerate(open_columns):
-                bounds[column] = _bounds(a[i], b[i], tall)
+                bounds[column] = _bounds(a[i], b[i], mean, tall)
             undecided = [i for i, c in enumerate(open_columns) if bounds[c].low < threshold <= bounds[c].high]
             open_columns = [open_columns[i] for i in undecided]
             if not open_columns:
@@ -125,13 +126,13 @@ _POINTS = 8
 """How finely the Christoffel function is looked at between two Ritz values."""
 
 
-def _bounds(alpha: Vector, beta: Vector, tall: bool) -> CosineBounds:
-    """The bounds for one column, from its Lanczos coefficients alpha (j) and beta (j)."""
-    complete = np.nonzero(beta <= _EXHAUSTED * np.abs(alpha).max(initial=1e-300))[0]
+def _bounds(alpha: Vector, beta: Vector, mean: float, tall: bool) -> CosineBounds:
+    """The bounds for one column, from its Lanczos coefficients alpha (j) and beta (j) and the mean sigma^2."""
+    complete = np.nonzero(beta <= _EXHAUSTED * max(mean, np.abs(alpha).max(initial=0.0)))[0]
     steps = int(complete[0]) + 1 if len(complete) else len(alpha)
     T = np.diag(alpha[:steps]) + np.diag(beta[: steps - 1], 1) + np.diag(beta[: steps - 1], -1)
     theta, vectors = np.linalg.eigh(T)
-    largest = max(theta[-1], 1e-300)
+    largest = max(theta[-1], mean)
     reached = theta > _NULL * largest if tall else np.ones(steps, dtype=bool)
     cosines = np.abs(vectors[0])
     if len(complete):

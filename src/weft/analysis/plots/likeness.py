@@ -71,8 +71,11 @@ def depth_figure(pair: PairSimilarity) -> Figure:
 def grid_figure(grids: Sequence[SimilarityGrid]) -> Figure:
     """phi(i, j) of each module: input side, output side, and two random matrices; figures 3 and 4 of the paper."""
     columns = len(grids)
-    figure = Figure(figsize=(min(10.0, 1.5 * columns + 1.6), 5.0), layout="constrained")
-    panels = figure.subplots(3, columns, squeeze=False)
+    width = min(10.0, 1.5 * columns + 1.6)
+    figure = Figure(figsize=(width, 5.0))
+    # Places in inches: finding them out by the constrained layout takes longer than all other pictures together.
+    panels = figure.subplots(3, columns, squeeze=False, gridspec_kw={"wspace": 0.22, "hspace": 0.16})
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, top=1 - 0.45 / 5, bottom=0.45 / 5)
     for column, grid in enumerate(grids):
         for row, (name, values) in enumerate(
             (("inputs", grid.inputs), ("outputs", grid.outputs), ("random", grid.chance))

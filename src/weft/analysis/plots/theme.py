@@ -74,7 +74,8 @@ def svg(name: str, description: str, draw: Callable[[], Figure]) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # A style element would reach over the whole page; the page has these two lines itself.
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var(--{variable})")
     used = set(re.findall(r"#([\w-]+)", text))
