@@ -32,7 +32,7 @@ ROOMS = {
     "bitsandbytes": {"nn.quantized"},
     "torchao": {"nn.quantized"},
     "matplotlib": {"analysis.plots", "analysis.report"},
-    "jinja2": {"analysis.report"},
+    "jinja2": {"analysis.report", "data", "cli"},
     "transformers": {"tasks", "training", "serving", "cli", "data"},
     "accelerate": {"training"},
     "datasets": {"data"},

@@ -112,7 +112,9 @@ def test_both_ways_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.singular_values == pytest.approx(exact.singular_values, rel=1e-3)
 
 
-@pytest.mark.parametrize(("values", "message"), [((0, 0.5), "top is 0"), ((5, 0.0), "epsilon is 0.0"), ((5, 1.5), "1.5")])
+@pytest.mark.parametrize(
+    ("values", "message"), [((0, 0.5), "top is 0"), ((5, 0.0), "epsilon is 0.0"), ((5, 1.5), "1.5")]
+)
 def test_searches_that_cannot_be(values: tuple[int, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Search(*values)

@@ -51,5 +51,10 @@ def test_several_modules_of_one_cell_are_combined() -> None:
 
 def test_names_are_as_short_as_tells_them_apart() -> None:
     names = ["l.*.attention.output.dense", "l.*.output.dense", "l.*.intermediate.dense", "l.*.attention.query"]
-    assert list(short_names(names).values()) == ["attention.output.dense", "*.output.dense", "intermediate.dense", "query"]
+    assert list(short_names(names).values()) == [
+        "attention.output.dense",
+        "*.output.dense",
+        "intermediate.dense",
+        "query",
+    ]
     assert short_names(["a"]) == {"a": "a"}

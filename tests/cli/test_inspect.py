@@ -49,7 +49,7 @@ def test_weights_of_the_base_are_those_that_the_factors_change(
         assert m["weight_norm"] == pytest.approx(float(W.norm()), rel=1e-4)
         assert m["relative_norm"] == pytest.approx(float(delta.norm() / W.norm()), rel=1e-3)
         U, S, Vh = torch.linalg.svd(delta)
-        k = int((S > 1e-3 * S[0]).sum())
+        k = int(S.gt(1e-3 * S[0]).sum())
         assert m["projected_norm"] == pytest.approx(float((U[:, :k].T @ W @ Vh[:k].T).norm()), rel=1e-2)
         assert m["intruders"] is None
 

@@ -32,7 +32,9 @@ def heat_figure(grid: BlockGrid, unit: str, *, sums: bool = False, form: str = "
         by_kind = grid.by_kind()
         right.barh(range(rows), by_kind, color=POSITIVE, height=0.7)
         for k, value in enumerate(by_kind):
-            right.text(value, k, f"  {form.format(value)}", va="center", fontsize=7.5, color=INK)
+            right.annotate(
+                form.format(value), (value, k), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5
+            )
         right.set_xlim(0, max(by_kind) * 1.6 or 1)
         for side in (above, right):
             side.spines[:].set_visible(False)

@@ -50,6 +50,10 @@ _STYLE: dict[Any, Any] = {
     "savefig.facecolor": "none",
     "grid.color": LINE,
     "grid.linewidth": 0.6,
+    "xtick.bottom": False,  # labels, no marks
+    "ytick.left": False,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
     "xtick.color": LINE,
     "ytick.color": LINE,
     "xtick.labelcolor": MUTED,
@@ -76,6 +80,10 @@ def svg(name: str, description: str, draw: Callable[[], Figure]) -> str:
     text = text[text.index("<svg") :]
     # A style element would reach over the whole page; the page has these two lines itself.
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    # A hundredth of a point is finer than any screen.
+    text = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)  # the page's own
+    text = re.sub(r"\s+", " ", text)
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var(--{variable})")
     used = set(re.findall(r"#([\w-]+)", text))
