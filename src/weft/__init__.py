@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from weft.linalg import LowRank
     from weft.model.attach import attach, detach
     from weft.model.collect import collect
+    from weft.model.extract import extract
     from weft.model.merge import MergeReport, merge, merged, unmerge
     from weft.model.plan import Plan, PlannedModule, plan
     from weft.model.state import adapter_names, base_fingerprint, trainable_parameters
@@ -57,6 +58,7 @@ __all__ = [
     "combine",
     "detach",
     "errors",
+    "extract",
     "inner",
     "load",
     "merge",

@@ -16,6 +16,7 @@ from weft.errors import ConfigError, nearest
 from weft.registry import Registry
 
 ALL_LINEAR = "all-linear"
+ALL_LAYERS = "all-layers"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class LoRAConfig:
         rank: r, the inner size of B A.
         alpha: the numerator of the scaling; see `scaling`.
         dropout: the probability with which an entry of a layer's input is left out of the adapter's branch.
-        targets: ``"all-linear"`` (every linear layer but the output head), a pattern, or several.
+        targets: ``"all-linear"`` (every linear layer but the output head), ``"all-layers"`` (those, the head, every
+            embedding and every convolution), a pattern, or several.
         exclude: patterns of modules to leave alone, stronger than `targets`.
         layers: indices of the blocks to adapt; None for all.
         rank_pattern: pattern -> rank, for the modules that it matches; the first match counts.

@@ -185,6 +185,9 @@ def test_blocks_that_are_no_such_matrix_are_refused() -> None:
     M.shape = (21, 4)
     with pytest.raises(ConfigError, match="the blocks hold 20 rows, expected 21"):
         linalg.randomized_svd_of_blocks(M, rank=1)
+    M.shape = (19, 4)
+    with pytest.raises(ConfigError, match="the blocks hold 20 rows, expected 19"):
+        linalg.randomized_svd_of_blocks(M, rank=1)
     M.shape = (20, 5)
     with pytest.raises(ConfigError, match=r"a block of shape \(7, 4\) is no block of rows of a matrix \(20, 5\)"):
         linalg.randomized_svd_of_blocks(M, rank=1)

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 import weft
 from weft.errors import TargetError
+from weft.nn import layer_kind_of
 
 CONFIG = weft.LoRAConfig(rank=2, alpha=4)
 FAMILY = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -40,6 +41,23 @@ def test_all_linear_finds_exactly_the_layers_of_the_backbone(family: Family) -> 
     assert {ending(path) for path in linear - chosen} == family.left_alone
     assert plan.skipped == dict.fromkeys(linear - chosen, "output head")
     assert all(module.reason == "all-linear" and module.shares is None for module in plan.modules)
+
+
+@FAMILY
+def test_all_layers_finds_every_layer_that_can_be_adapted(family: Family) -> None:
+    model, batch = family.base(), family.batch()
+    config = weft.LoRAConfig(rank=1, targets="all-layers")
+    plan = weft.plan(model, config)
+    chosen = {module.path for module in plan.modules}
+    assert chosen | plan.skipped.keys() == {path for path, part in model.named_modules() if layer_kind_of(part)}
+    assert {ending(path) for path in chosen} >= family.endings
+    reasons = (
+        "computes something other than W[ids]",
+        "shares the weight of",
+    )  # scaled embeddings, and heads tied to them
+    assert all(any(reason in why for reason in reasons) for why in plan.skipped.values())
+    base = logits(model, batch)
+    assert torch.equal(logits(weft.attach(model, config), batch), base)
 
 
 @FAMILY

@@ -9,6 +9,7 @@ from weft.cli.curve import curve
 from weft.cli.demo import demo
 from weft.cli.errors import Commands
 from weft.cli.eval import evaluate
+from weft.cli.extract import extract
 from weft.cli.generate import generate
 from weft.cli.inspect import inspect
 from weft.cli.merge import merge
@@ -37,6 +38,7 @@ app.command()(merge)
 app.command()(combine)
 app.command()(resize)
 app.command()(curve)
+app.command()(extract)
 
 
 def _print_version(wanted: bool) -> None:

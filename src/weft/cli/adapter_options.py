@@ -17,7 +17,8 @@ Alpha = Annotated[
 Targets = Annotated[
     list[str],
     typer.Option(
-        help="Modules to adapt: `all-linear`, a name or its end, a glob, or `re:REGEX`. Repeat, or separate by commas.",
+        help="Modules to adapt: `all-linear`, `all-layers`, a name or its end, a glob, or `re:REGEX`. Repeat, or "
+        "separate by commas.",
         rich_help_panel=_PANEL,
     ),
 ]

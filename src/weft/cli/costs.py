@@ -34,11 +34,11 @@ def show(costed: "Costed", output: Path, each: bool) -> None:
             (
                 name,
                 str(len(costs)),
-                _span([cost.rank_before for cost in costs]),
-                _span([cost.rank for cost in costs]),
+                span([cost.rank_before for cost in costs]),
+                span([cost.rank for cost in costs]),
                 f"{sum(cost.norm for cost in costs) / len(costs):.3g}",
-                _percent(sum(cost.relative_error for cost in costs) / len(costs)),
-                _percent(max(cost.relative_error for cost in costs)),
+                percent(sum(cost.relative_error for cost in costs) / len(costs)),
+                percent(max(cost.relative_error for cost in costs)),
             )
         )
     console = results()
@@ -46,7 +46,7 @@ def show(costed: "Costed", output: Path, each: bool) -> None:
     adapter = costed.adapter
     console.print(
         f"wrote {output}: {len(adapter.factors)} modules, {adapter.num_parameters:,} parameters, "
-        f"{size(adapter.nbytes)}; relative error of the whole change {_percent(costed.costs.relative_error)}",
+        f"{size(adapter.nbytes)}; relative error of the whole change {percent(costed.costs.relative_error)}",
         markup=False,
         soft_wrap=True,
     )
@@ -65,10 +65,12 @@ def document(costed: "Costed", output: Path) -> dict[str, Any]:
     }
 
 
-def _span(values: list[int]) -> str:
+def span(values: list[int]) -> str:
+    """``4``, or ``4 to 16``."""
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _percent(error: float) -> str:
+def percent(error: float) -> str:
+    """A share for a person: ``3.14%``; exponents below a hundredth of a percent."""
     return "0" if error == 0 else f"{error:.2%}" if error >= 1e-4 else f"{error:.0e}"

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 
 from weft.errors import ConfigError
 
+# A relative error of so many eps is none: what rounding leaves of a residual that would be zero is 2 to 6 eps.
+ROUNDING = 16
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -43,6 +46,19 @@ class Limit:
         """Which of the three it is, and its value."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    def allows(self, error: float, rounding: float = 0.0) -> bool:
+        """Whether a relative Frobenius error is small enough; for a rank, any is.
+
+        Args:
+            error: the error.
+            rounding: an error that counts as none.
+        """
+        if self.rank is not None:
+            return True
+        # Energies are shares of squares.
+        allowed = (1 - self.energy) ** 0.5 if self.energy is not None else self.error or 0.0
+        return error <= max(allowed, rounding)
+
     def kept_rank(self, errors: Sequence[float], rounding: float = 0.0) -> int:
         """How many singular values to keep, one at least and never more than there are.
 
@@ -53,9 +69,7 @@ class Limit:
         most = len(errors) - 1
         if self.rank is not None:
             return min(self.rank, most)
-        # Energies are shares of squares.
-        allowed = (1 - self.energy) ** 0.5 if self.energy is not None else self.error or 0.0
-        return next((k for k in range(1, most) if errors[k] <= max(allowed, rounding)), most)
+        return next((k for k in range(1, most) if self.allows(errors[k], rounding)), most)
 
 
 def truncation_errors(S: Sequence[float], missed: float = 0.0) -> list[float]:

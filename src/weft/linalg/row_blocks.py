@@ -8,6 +8,7 @@ or projects M on it and measures what the projection misses, Y_b = M_b Z and ||M
 products M_b^T (M_b Z) and the residual are made of a few rows at a time, so that they come from the cache.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +20,10 @@ from torch import Tensor
 from weft.errors import ConfigError
 from weft.linalg._matrix import check_finite, check_rank, checked
 from weft.linalg.factorize import SVD
-from weft.linalg.limit import Limit, truncation_errors
+from weft.linalg.limit import ROUNDING, Limit, truncation_errors
 
 # How many rows are worked on at a time: 4 MiB of a matrix 4096 wide, which stays in the cache between two products.
 _ROWS = 256
-# A relative error of so many eps is none: what rounding leaves of a residual that would be zero is 2 to 6 eps.
-_ROUNDING = 16
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -55,6 +54,7 @@ class RowBlocks(ABC):
         """Consecutive blocks of rows (b, n), float32 (or all float64), on one device; the same each time."""
 
 
+@torch.no_grad()
 def randomized_svd_of_blocks(
     M: RowBlocks,
     *,
@@ -77,11 +77,13 @@ def randomized_svd_of_blocks(
     M is projected on the range of (M^T M)^(q + 1) Omega, with Omega (n, l) Gaussian, l = rank + oversampling (at most
     min(m, n)) and q = `num_power_iters`, orthonormalised after each factor M^T M: their range finder for M^T, with
     half a power more for the same q and the same number of passes. That is q + 2 passes over M and 2 q + 4 products
-    with l vectors. For energy and error l starts at 2 * oversampling (at least 32) and doubles until the triplets
-    kept leave `oversampling` columns over, or l is min(m, n); new columns are sought in what the old ones miss, which
-    are kept as they are (Yu, Gu and Li, 2018), and each of these rounds takes q + 2 passes.
+    with l vectors (one pass where l is n). For energy and error l starts at 2 * oversampling (at least 32) and doubles
+    until the triplets kept leave `oversampling` columns over, or l is min(m, n); new columns are sought in what the old
+    ones miss, which are kept as they are (Yu, Gu and Li, 2018), and each of these rounds takes q + 2 passes. So it is
+    fast where the rank is small beside min(m, n), and no faster than the full SVD where it is not.
 
-    Memory: one block, a few rows more, and (m + 2 n) * l values. Computes in the dtype of the blocks.
+    Memory: one block, a few rows more, and (m + 2 n) * l values. Computes in the dtype of the blocks, without
+    gradients.
 
     Args:
         M: the matrix.
@@ -109,19 +111,24 @@ def randomized_svd_of_blocks(
     Z: Tensor | None = None
     while True:
         width = min(width, full)
-        Z = _widened(M, Z, width, num_power_iters, generator)
-        found = _projected(M, Z)
-        errors = truncation_errors(found.svd.S.tolist(), found.missed)
-        rounding = _ROUNDING * torch.finfo(Z.dtype).eps
-        kept = limit.kept_rank(errors, rounding)
-        if rank is not None or width == full or kept + oversampling <= width or errors[width] <= rounding:
-            break
+        if width == M.shape[1]:  # any basis of all columns will do
+            Z = torch.eye(width, dtype=torch.float64)
+        else:
+            Z = _widened(M, Z, width, num_power_iters, generator)
+        projection = _project(M, Z)
+        rounding = ROUNDING * torch.finfo(projection.Y.dtype).eps
+        if width == full or limit.allows(projection.relative_error, rounding):
+            svd = projection.svd()
+            errors = truncation_errors(svd.S.tolist(), projection.missed)
+            kept = limit.kept_rank(errors, rounding)
+            if rank is not None or width == full or kept + oversampling <= width or errors[width] <= rounding:
+                break
         width *= 2
-    norm = (found.svd.S.double().square().sum() + found.missed**2).sqrt()
+    like = svd.S
     return RandomizedSVD(
-        svd=found.svd.leading(kept),
-        frobenius_error=(errors[kept] * norm).to(Z.dtype),
-        relative_error=torch.tensor(errors[kept], dtype=Z.dtype, device=Z.device),
+        svd=svd.leading(kept),
+        frobenius_error=like.new_tensor(errors[kept] * projection.norm),
+        relative_error=like.new_tensor(errors[kept]),
     )
 
 
@@ -158,8 +165,26 @@ class _InMemory(RowBlocks):
 
 
 class _Projection(NamedTuple):
-    svd: SVD  # of M Z Z^T, as many triplets as Z has columns
+    """M Z Z^T, and what is missed."""
+
+    Z: Tensor  # (n, l), orthonormal
+    Y: Tensor  # M Z, (m, l)
     missed: float  # ||M - M Z Z^T||_F
+
+    @property
+    def norm(self) -> float:
+        """||M||_F: what is projected and what is missed are orthogonal."""
+        return math.hypot(float(torch.linalg.vector_norm(self.Y)), self.missed)
+
+    @property
+    def relative_error(self) -> float:
+        """||M - M Z Z^T||_F / ||M||_F; 0 for a zero matrix."""
+        return self.missed / (self.norm or 1.0)
+
+    def svd(self) -> SVD:
+        """The SVD of M Z Z^T, as many triplets as Z has columns (or M rows)."""
+        U, S, Wh = torch.linalg.svd(self.Y, full_matrices=False)
+        return SVD(U, S, Wh @ self.Z.T)
 
 
 def _widened(M: RowBlocks, Z: Tensor | None, width: int, num_power_iters: int, generator: torch.Generator) -> Tensor:
@@ -187,19 +212,20 @@ def _orthonormal(G: Tensor, Z: Tensor | None) -> Tensor:
     return new
 
 
-def _projected(M: RowBlocks, Z: Tensor) -> _Projection:
-    """The SVD of M Z Z^T and the norm of the rest, in one pass."""
-    squares = torch.zeros((), dtype=torch.float64, device=Z.device)
-    # Made at once: small pieces that stay, taken between the blocks, would keep their memory from being used again.
-    product, read = Z.new_empty(M.shape[0], Z.shape[1]), 0
+def _project(M: RowBlocks, Z: Tensor) -> _Projection:
+    """The projection of M on Z and the norm of the rest, in one pass."""
+    products: Tensor | None = None
+    missed: list[float] = []
+    done = 0
     for rows in _few_rows(M):
-        Y = rows @ Z
-        product[read : read + len(rows)] = Y
-        rest = torch.addmm(rows, Y, Z.T, alpha=-1)
-        squares += torch.linalg.vector_norm(rest, dim=1).double().square().sum()
-        read += len(rows)
-    U, S, Wh = torch.linalg.svd(product, full_matrices=False)
-    return _Projection(SVD(U, S, Wh @ Z.T), float(squares.sqrt()))
+        if products is None:  # made at once: small tensors that stay would keep freed large ones from being used again
+            Z = Z.to(rows)
+            products = rows.new_empty(M.shape[0], Z.shape[1])
+        Y = torch.mm(rows, Z, out=products[done : done + len(rows)])
+        missed.append(float(torch.linalg.vector_norm(torch.addmm(rows, Y, Z.T, alpha=-1))))
+        done += len(rows)
+    assert products is not None  # M has rows
+    return _Projection(Z, products, math.hypot(*missed))
 
 
 def _few_rows(M: RowBlocks) -> Iterator[Tensor]:
@@ -207,11 +233,13 @@ def _few_rows(M: RowBlocks) -> Iterator[Tensor]:
     m, n = M.shape
     read = 0
     for block in M.blocks():
+        if block.ndim != 2 or block.shape[1] != n:
+            raise ConfigError(f"a block of shape {tuple(block.shape)} is no block of rows of a matrix {(m, n)}")
+        read += len(block)
+        if read > m:
+            break
         for rows in torch.split(block, _ROWS):
-            if rows.ndim != 2 or rows.shape[1] != n:
-                raise ConfigError(f"a block of shape {tuple(block.shape)} is no block of rows of a matrix {(m, n)}")
             check_finite(rows, "M")
-            read += len(rows)
             yield rows
     if read != m:
         raise ConfigError(f"the blocks hold {read} rows, expected {m} for a matrix of shape {(m, n)}")

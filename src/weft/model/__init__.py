@@ -2,6 +2,7 @@
 
 from weft.model.attach import attach, detach
 from weft.model.collect import collect
+from weft.model.extract import extract
 from weft.model.merge import MergeReport, merge, merged, unmerge
 from weft.model.plan import Plan, PlannedModule, plan
 from weft.model.state import adapter_names, base_fingerprint, trainable_parameters
@@ -18,6 +19,7 @@ __all__ = [
     "base_fingerprint",
     "collect",
     "detach",
+    "extract",
     "merge",
     "merged",
     "plan",

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from weft.config import ALL_LINEAR, LoRAConfig
+from weft.config import ALL_LAYERS, ALL_LINEAR, LoRAConfig
 from weft.errors import TargetError
 from weft.model.modules import Survey, base_modules, output_heads
 from weft.nn import Adapted, BiasLayer, LoRALayer, ReplacedModule, VariantRule, layer_kind_of
@@ -40,9 +40,9 @@ def choose(survey: Survey, config: LoRAConfig, trained: list[str]) -> tuple[dict
     """path -> the pattern that chose it, and path -> why it was skipped."""
     modules = [(path, module) for path, module in survey.modules.items() if path]
     targets = (config.targets,) if isinstance(config.targets, str) else config.targets
-    patterns = [pattern for pattern in targets if pattern != ALL_LINEAR]
-    all_linear = len(patterns) < len(targets)
-    heads = output_heads(survey.modules.values()) if all_linear else set()
+    patterns = [pattern for pattern in targets if pattern not in (ALL_LINEAR, ALL_LAYERS)]
+    all_linear, all_layers = ALL_LINEAR in targets, ALL_LAYERS in targets
+    heads = output_heads(survey.modules.values()) if all_linear and not all_layers else set()
     if config.layers is not None:
         _check_layers(config.layers, [path for path, _ in modules])
     rule = rule_for(config.variant)
@@ -54,8 +54,8 @@ def choose(survey: Survey, config: LoRAConfig, trained: list[str]) -> tuple[dict
             continue
         kind = layer_kind_of(module)
         pattern = first_match(patterns, path)
-        linear = all_linear and kind is not None and kind.layout(module).kind == "linear"
-        if pattern is None and not linear:
+        swept = kind is not None and (all_layers or (all_linear and kind.layout(module).kind == "linear"))
+        if pattern is None and not swept:
             continue
         excluded = first_match(config.exclude, path)
         if excluded is not None:
@@ -71,7 +71,7 @@ def choose(survey: Survey, config: LoRAConfig, trained: list[str]) -> tuple[dict
         else:
             reason = _refusal(module, kind, survey.modules[path.rpartition(".")[0]], config, rule)
             if reason is None:
-                chosen[path] = pattern or ALL_LINEAR
+                chosen[path] = pattern or (ALL_LAYERS if all_layers else ALL_LINEAR)
                 used.update([pattern] if pattern else [])
             elif pattern is not None or isinstance(module, Adapted):
                 raise TargetError(
@@ -79,6 +79,7 @@ def choose(survey: Survey, config: LoRAConfig, trained: list[str]) -> tuple[dict
                 )
             else:
                 skipped[path] = reason
+    _leave_sharers(survey, chosen, skipped)
     _check_patterns_used(modules, config, [p for p in patterns if p not in used])
     if not chosen and not trained:
         raise TargetError(
@@ -87,6 +88,16 @@ def choose(survey: Survey, config: LoRAConfig, trained: list[str]) -> tuple[dict
             + "; name modules by a pattern"
         )
     return chosen, skipped
+
+
+def _leave_sharers(survey: Survey, chosen: dict[str, str], skipped: dict[str, str]) -> None:
+    """Skips what nobody named but "all-layers" and shares its weight with a skipped module: one weight, one change."""
+    for paths in survey.sharing.values():
+        left = next((path for path in paths if path in skipped), None)
+        for path in paths:
+            if left is not None and chosen.get(path) == ALL_LAYERS:
+                del chosen[path]
+                skipped[path] = f"shares the weight of {left}"
 
 
 def _check_layers(layers: tuple[int, ...], paths: list[str]) -> None:

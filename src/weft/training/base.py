@@ -26,8 +26,8 @@ def base_path(name: str | Path) -> str:
     return str(bundled_base()) if str(name) == BUNDLED else str(name)
 
 
-def checked_path(name: str | Path) -> str:
-    """`base_path`, with ``~`` resolved.
+def checked_path(name: str | Path, setting: str = "base") -> str:
+    """`base_path`, with ``~`` resolved; `setting` is what messages call it.
 
     Raises:
         ConfigError: it can only be a folder, and there is none.
@@ -35,7 +35,7 @@ def checked_path(name: str | Path) -> str:
     path = base_path(name)
     local = Path(path).expanduser()
     if path[:1] in ("/", ".", "~") and not local.is_dir():
-        raise ConfigError(f"base: there is no folder {path}; name a folder with a config.json, or a hub id")
+        raise ConfigError(f"{setting}: there is no folder {path}; name a folder with a config.json, or a hub id")
     return str(local) if path.startswith("~") else path
 
 

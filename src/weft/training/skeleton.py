@@ -11,6 +11,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from weft.errors import ConfigError
+from weft.model.shards import Checkpoint
+from weft.model.stored import StoredModel, stored_models
 from weft.training.base import checked_path, reason
 
 # The model classes that a configuration's `architectures` may name; the first that knows the configuration is
@@ -31,34 +33,39 @@ _AUTO_CLASSES = (
 _NOT_FETCHED = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*/*.safetensors"]
 
 
-def load_skeleton(name: str | Path) -> PreTrainedModel:
+def load_skeleton(name: str | Path, setting: str = "base") -> PreTrainedModel:
     """The model of a base on the meta device: every module and shape, no weights, no memory.
 
     Its class is the one that the configuration names.
 
     Args:
         name: a folder, a hub id, or ``bundled``.
+        setting: what messages call it.
 
     Raises:
         ConfigError: there is no such folder, or transformers cannot build what is there; the message says why.
     """
-    path = checked_path(name)
+    path = checked_path(name, setting)
     try:
         config = AutoConfig.from_pretrained(path)
         with torch.device("meta"):
             model = _auto_class(config).from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"base: transformers cannot build the model of {path!r}: {reason(error)}") from error
+        raise ConfigError(f"{setting}: transformers cannot build the model of {path!r}: {reason(error)}") from error
     return model.eval()
 
 
-def base_folder(name: str | Path) -> Path:
+def base_folder(name: str | Path, setting: str = "base") -> Path:
     """The folder with a base's files: the folder itself, or what the hub holds under this name, fetched if need be.
+
+    Args:
+        name: a folder, a hub id, or ``bundled``.
+        setting: what messages call it.
 
     Raises:
         ConfigError: there is no such folder, and the hub did not give it; the message says why.
     """
-    path = checked_path(name)
+    path = checked_path(name, setting)
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
@@ -67,7 +74,7 @@ def base_folder(name: str | Path) -> Path:
         return Path(snapshot_download(path, ignore_patterns=_NOT_FETCHED))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"base: {path!r} is no folder here, and fetching it from the hub failed: {reason(error)}"
+            f"{setting}: {path!r} is no folder here, and fetching it from the hub failed: {reason(error)}"
         ) from error
 
 
@@ -96,6 +103,24 @@ def parameter_names(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, st
         if name in expected and pattern is None:
             names[key] = name
     return names
+
+
+@stored_models.register("transformers")
+def stored_model(name: str | Path, setting: str = "base") -> StoredModel:
+    """A model on disk.
+
+    Args:
+        name: a folder, a hub id, or ``bundled``.
+        setting: what messages call it.
+
+    Raises:
+        ConfigError: there is no such folder, or transformers cannot build what is there; the message says why.
+        FormatError: no safetensors files, or damaged ones.
+    """
+    folder = base_folder(name, setting)
+    checkpoint = Checkpoint.open(folder)
+    model = load_skeleton(folder, setting)
+    return StoredModel(str(name), model, checkpoint, parameter_names(model, checkpoint.tensors))
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:
