@@ -12,6 +12,7 @@ from weft.cli.eval import evaluate
 from weft.cli.extract import extract
 from weft.cli.generate import generate
 from weft.cli.inspect import inspect
+from weft.cli.library import library
 from weft.cli.merge import merge
 from weft.cli.plan import plan
 from weft.cli.resize import resize
@@ -39,6 +40,7 @@ app.command()(combine)
 app.command()(resize)
 app.command()(curve)
 app.command()(extract)
+app.add_typer(library, name="library")
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from weft.cli import data_options as options
+from weft.cli.adapters import adapter_path
 from weft.cli.output import errors, print_json, quiet_transformers, results, table
 
 
@@ -34,10 +35,10 @@ def evaluate(
     from weft.training.card import metric_rows
 
     quiet_transformers()
+    paths = [adapter_path(path) for path in adapter or []]
     loaded = load_base(base)
     columns = Columns(messages_column, prompt_column, completion_column, text_column)
     dataset = options.held_out(loaded, data, split, columns, max_length)
-    paths = [path / "adapter" if (path / "adapter").is_dir() else path for path in adapter or []]
     for number, path in enumerate(paths):
         weft.attach(loaded.model, weft.load(path), name=f"adapter{number}")
     names: list[str | None] = [None, *(f"adapter{number}" for number in range(len(paths)))]

@@ -47,13 +47,13 @@ def staged_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         staging.mkdir()
         yield staging
         for name in os.listdir(staging):
-            _flush(staging / name)
-        _flush(staging)
+            flush(staging / name)
+        flush(staging)
         if keeps:
             _move_files(staging, folder, names)
         else:
             _swap_folder(staging, folder, names)
-        _flush(folder.parent)
+        flush(folder.parent)
     except OSError as error:
         raise FormatError(
             f"cannot write to {folder}: {error.strerror or error}{_space_left(error, folder)}; "
@@ -105,11 +105,11 @@ def _move_files(staging: Path, folder: Path, names: Sequence[str]) -> None:
             after.rename(before)
         aside.rmdir()
         raise
-    _flush(folder)
+    flush(folder)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Waits until a file, or a folder's list of names, is on the disk."""
     if path.is_dir() and os.name != "posix":
         return  # elsewhere a folder cannot be opened
