@@ -1,5 +1,7 @@
 """Tiny bases with tokenizers, and adapters for them, as folders; made once."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +124,17 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(
         tmp_path_factory.mktemp("bert"), config, AutoModelForSequenceClassification, lora, torch.float16, "30KB"
     )
+
+
+@pytest.fixture(autouse=True)
+def _library_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test looks into the user's library."""
+    monkeypatch.setenv("WEFT_LIBRARY", str(tmp_path / "library"))
+
+
+def python(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter's run."""
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
 
 
 Run = Callable[..., Result]

@@ -15,13 +15,9 @@ import weft
 from weft.cli.adapters import named_paths
 from weft.errors import ConfigError
 
-from .conftest import Made, Run
+from .conftest import Made, Run, python
 
 COMMANDS = ("demo", "plan", "train", "eval", "generate", "inspect", "merge", "curve")
-
-
-def python(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
 
 
 def test_python_m_weft_shows_the_version() -> None:

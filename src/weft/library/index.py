@@ -4,6 +4,7 @@ A connection lasts for one reading or one change, so that an index may be used f
 """
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -164,13 +165,12 @@ class Index:
         ).lastrowid
         if sketch is not None:
             self._connection.execute("INSERT INTO sketches VALUES (?, ?)", (row, sketch))
-        self._describe(row, manifest)
+        self._describe(row, manifest, removed)
 
     def change(self, manifest: Manifest, *, removed: bool = False) -> None:
         """Notes an adapter's new manifest, and whether it is removed."""
         (row,) = self._column("SELECT id FROM adapters WHERE digest = ?", manifest.digest)
-        self._connection.execute("UPDATE adapters SET removed = ? WHERE id = ?", (removed, row))
-        self._describe(row, manifest)
+        self._describe(row, manifest, removed)
 
     def forget(self, digest: str) -> None:
         """Takes an adapter out."""
@@ -188,12 +188,12 @@ class Index:
         for table in (*_KEYS, "bases"):
             self._connection.execute(f"DELETE FROM {table}")
 
-    def _describe(self, row: int | None, manifest: Manifest) -> None:
+    def _describe(self, row: int | None, manifest: Manifest, removed: bool) -> None:
         """Writes what a manifest says into an adapter's row and the tables beside it."""
         execute = self._connection.execute
         execute(
-            "UPDATE adapters SET name = ?, task = ? WHERE id = ?",
-            (manifest.name, manifest.task, row),
+            "UPDATE adapters SET name = ?, task = ?, removed = ? WHERE id = ?",
+            (manifest.name, manifest.task, removed, row),
         )
         execute("INSERT OR REPLACE INTO manifests VALUES (?, ?)", (row, json.dumps(manifest.to_dict())))
         execute("DELETE FROM tags WHERE adapter = ?", (row,))
@@ -224,14 +224,15 @@ def reading(path: Path, timeout: float) -> Iterator[Index]:
         FormatError: it is damaged, or of another weft.
     """
     with _named(path, timeout, "read"), ExitStack() as stack:
+        connection = stack.enter_context(closing(_connect(path, timeout)))
         try:
-            connection = stack.enter_context(closing(_connect(path, timeout)))
             connection.execute("BEGIN")
             new = _is_new(connection)
         except sqlite3.OperationalError as error:
-            if _code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or _log(path).exists():
-                raise
-            # A place that cannot be written, so that the log's own files cannot be made; and nobody else made them.
+            # A place that cannot be written, or is full, so that the log's own files cannot be made.
+            connection.close()
+            if _code(error) not in _NO_ROOM or (_log(path).exists() and _log(path).stat().st_size):
+                raise  # another process is writing
             connection = stack.enter_context(closing(_connect(path, timeout, immutable=True)))
             new = _is_new(connection)
         yield stack.enter_context(empty()) if new else Index(connection, _check(connection, path))
@@ -250,9 +251,10 @@ def writing(path: Path, timeout: float, *, fts5: bool | None = None) -> Iterator
         StateError: another process is at it all the time.
         FormatError: the disk did not take it, or it is damaged, or of another weft.
     """
-    with _named(path, timeout, "write"):
+    with _named(path, timeout, "write to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(_connect(path, timeout, create=True)) as connection:
+            connection.execute("PRAGMA synchronous = NORMAL")  # what is lost with the power is found by `verify`
             if _is_new(connection):
                 _use_log(connection, timeout)
                 connection.execute("BEGIN IMMEDIATE")
@@ -290,7 +292,7 @@ def delete(path: Path) -> None:
     Raises:
         FormatError: the disk does not let go of them.
     """
-    with _named(path, 0, "write"):
+    with _named(path, 0, "write to"):
         for each in (path, _log(path), path.with_name(f"{path.name}-shm")):
             each.unlink(missing_ok=True)
 
@@ -314,9 +316,7 @@ RELEVANCE = f"bm25(words, {_WEIGHTS})"
 
 def _connect(path: Path, timeout: float, *, create: bool = False, immutable: bool = False) -> sqlite3.Connection:
     mode = "immutable=1" if immutable else f"mode={'rwc' if create else 'rw'}"
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=timeout, isolation_level=None)
-    connection.execute("PRAGMA synchronous = NORMAL")  # a commit that is lost with the power is found by `verify`
-    return connection
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=timeout, isolation_level=None)
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
@@ -377,6 +377,7 @@ def _version(connection: sqlite3.Connection) -> int:
     return int(version)
 
 
+_NO_ROOM = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
 _REPAIR = "`weft library verify --repair` makes it anew from the adapters"
 
 
@@ -394,11 +395,11 @@ def _named(path: Path, timeout: float, do: str) -> Iterator[None]:
             ) from error
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
             raise DamagedIndexError(f"{path} is damaged ({error}); {_REPAIR}") from error
-        if code in (
-            *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR),
-            *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH),
-        ):
-            raise FormatError(f"cannot {do} the library at {path.parent}: {error}; it is as it was") from error
+        if code in (*_NO_ROOM, sqlite3.SQLITE_PERM):
+            # SQLite says of a read-only folder that it is unable to open the file.
+            read_only = do == "write to" and path.parent.is_dir() and not os.access(path.parent, os.W_OK)
+            why = "it cannot be written there (read-only)" if read_only else f"{error}"
+            raise FormatError(f"cannot {do} the library at {path.parent}: {why}; it is as it was") from error
         raise
     except OSError as error:
         raise FormatError(

@@ -99,9 +99,9 @@ class Library:
         try:
             return self._load(digest)
         except FormatError as error:
-            if not self._store.objects.place(digest).exists():
+            if name not in self:
                 raise ConfigError(f"{name!r} went from the library at {self.path} while it was read") from error
-            raise
+            raise FormatError(f"{error}; `weft library verify` says how the library is") from error
 
     def add(
         self,
@@ -200,11 +200,9 @@ class Library:
             ConfigError: there is no such adapter in the trash, or its name is taken now.
         """
         with self._store.changing_one(name, removed=True) as (change, manifest):
-            change.require_free(checked_name(rename or manifest.name), manifest)
+            manifest = dataclasses.replace(manifest, name=checked_name(rename or manifest.name))
+            change.require_free(manifest.name, manifest)
             change.from_trash(manifest)
-            if rename is not None:
-                manifest = dataclasses.replace(manifest, name=rename)
-                change.note(manifest)
         return manifest
 
     def trash_bytes(self) -> int:

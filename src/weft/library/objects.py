@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from weft.library.record import RECORD, Record
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ABANDONED = 3600.0  # seconds after which nobody is still writing
 
@@ -49,7 +51,8 @@ class Objects:
     @contextmanager
     def staged(self) -> Iterator[Path]:
         """A place to write a new folder to; what is still there at the end of the block is deleted."""
-        self.staging.mkdir(parents=True, exist_ok=True)
+        self.kept.mkdir(parents=True, exist_ok=True)  # first of all: by this a library is known
+        self.staging.mkdir(exist_ok=True)
         folder = self.staging / secrets.token_hex(8)
         try:
             yield folder
@@ -68,6 +71,17 @@ class Objects:
         source.rename(target)
         flush(target.parent)
         flush(source.parent)
+
+    def describe(self, folder: Path, record: Record) -> None:
+        """Puts a record into an adapter's folder by one rename, so that readers find the old one or the new.
+
+        Raises:
+            OSError: the disk did not take it; what was there is there.
+        """
+        with self.staged() as aside:
+            aside.mkdir()
+            record.write(aside)
+            os.replace(aside / RECORD, folder / RECORD)
 
     def delete(self, folder: Path) -> None:
         """Deletes a folder, which is nowhere from the first moment on.

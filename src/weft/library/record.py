@@ -19,6 +19,10 @@ RECORD = "weft.json"
 _VERSION = 1
 
 
+class NewerRecordError(FormatError):
+    """A record that a newer weft wrote: it is not damaged, and not to be written over."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What is known of an object.
@@ -36,21 +40,15 @@ class Record:
     base: Mapping[str, Any] | None
 
     def write(self, folder: Path) -> None:
-        """Puts the record into an object's folder by one rename, so that readers find the old one or the new.
+        """Writes the record into a folder that nobody reads from yet.
 
         Raises:
-            OSError: the disk did not take it; what was there is there.
+            OSError: the disk did not take it.
         """
         from weft.formats.atomic import flush  # brings torch, which reading does not need
 
-        partial = folder / f".{RECORD}.partial"
-        try:
-            partial.write_text(self._text(), encoding="utf-8")
-            flush(partial)
-            os.replace(partial, folder / RECORD)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        (folder / RECORD).write_text(self._text(), encoding="utf-8")
+        flush(folder / RECORD)
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
@@ -67,7 +65,7 @@ class Record:
         try:
             values = json.loads(text)
             if values["version"] > _VERSION:
-                raise FormatError(
+                raise NewerRecordError(
                     f"{path} was written by a newer weft (version {values['version']} of its form, known here: "
                     f"{_VERSION}); upgrade weft"
                 )

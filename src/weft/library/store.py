@@ -41,8 +41,9 @@ class Store:
 
     def require_library(self) -> None:
         """Raises ConfigError if something is there that is no library."""
-        there = self.index.is_file() or self.objects.kept.is_dir() or not self.root.exists()
-        if not there and (not self.root.is_dir() or any(self.root.iterdir())):
+        in_use = self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir()))
+        # Asked in this order: whoever makes a library begins with the folder of objects.
+        if in_use and not self.objects.kept.is_dir() and not self.index.is_file():
             raise ConfigError(
                 f"library: {self.root} is no library of adapters; name the folder of one, or one that is empty"
             )
@@ -145,20 +146,24 @@ class Change:
         self.index.change(manifest)
         folder = self.store.objects.place(manifest.digest)
         before = Record.read(folder)
-        self.undo.callback(before.write, folder)
-        replace(before, manifest=manifest).write(folder)
+        self.undo.callback(self.store.objects.describe, folder, before)
+        self.store.objects.describe(folder, replace(before, manifest=manifest))
 
     def to_trash(self, manifest: Manifest) -> None:
         """Moves an adapter to the trash."""
-        objects = self.store.objects
         self.index.change(manifest, removed=True)
-        self.move(objects.place(manifest.digest), objects.place(manifest.digest, removed=True))
+        self._move_to(manifest.digest, removed=True)
 
     def from_trash(self, manifest: Manifest) -> None:
-        """Moves an adapter back."""
-        objects = self.store.objects
+        """Moves an adapter back, and notes what is said of it now."""
         self.index.change(manifest)
-        self.move(objects.place(manifest.digest, removed=True), objects.place(manifest.digest))
+        self._move_to(manifest.digest, removed=False)
+        self.note(manifest)
+
+    def _move_to(self, digest: str, *, removed: bool) -> None:
+        source, target = (self.store.objects.place(digest, removed=place) for place in (not removed, removed))
+        if source.exists() or not target.exists():  # else a process was killed between the move and the commit
+            self.move(source, target)
 
     def require_free(self, name: str, mine: Manifest) -> None:
         """Raises ConfigError if the name is another adapter's."""

@@ -13,7 +13,8 @@ from weft.library import index
 from weft.library.base import row_of_base
 from weft.library.describe import manifest_of
 from weft.library.index import DamagedIndexError
-from weft.library.record import Record, file_sums
+from weft.library.manifest import Manifest
+from weft.library.record import NewerRecordError, Record, file_sums
 from weft.library.sketch import sketch
 from weft.library.store import Store
 
@@ -76,7 +77,7 @@ def rebuild(store: Store) -> None:
     """Makes the index anew from the adapters alone.
 
     A damaged one is deleted; a process that has it open at this moment writes into nothing, and what it adds is found
-    as a stray later. An adapter whose manifest is damaged is described again from its own files.
+    as a stray later. An adapter whose record is damaged is described again, as the index did, or from its own files.
 
     Raises:
         FormatError: the index is of a newer weft, or the disk does not take a new one.
@@ -84,17 +85,18 @@ def rebuild(store: Store) -> None:
     if _index_damage(store) is not None:
         index.delete(store.index)
     with store.changing() as change:
+        noted = change.index.everything()
         change.index.clear()
         for removed in (True, False):
             for digest, folder in list(store.objects.all(removed=removed)):
-                record = _record(folder, digest)
+                record = _record(store, folder, digest, noted.get(digest))
                 if record is None:
                     continue
                 change.index.forget(digest)  # in both places after a kill: the one in the library counts
                 name = record.manifest.name
                 if not removed and change.index.named(name) is not None:
                     record = replace(record, manifest=replace(record.manifest, name=f"{name[:80]}-{digest[:8]}"))
-                    record.write(folder)
+                    store.objects.describe(folder, record)
                 base = None if record.base is None else Fingerprint.from_dict(record.base)
                 row = row_of_base(change.index, base)
                 change.index.add(record.manifest, base=row, sketch=record.sketch, removed=removed)
@@ -180,12 +182,18 @@ def _sound(folder: Path, digest: str) -> Record:
     return record
 
 
-def _record(folder: Path, digest: str) -> Record | None:
-    """An adapter's record, made again if it is damaged; None if the adapter itself is too."""
+def _record(store: Store, folder: Path, digest: str, noted: tuple[Manifest, bool] | None) -> Record | None:
+    """An adapter's record, made again if it is damaged; None if the adapter itself is too.
+
+    Raises:
+        NewerRecordError: a newer weft wrote it.
+    """
     try:
         record = Record.read(folder)
         if record.manifest.digest == digest:
             return record
+    except NewerRecordError:
+        raise
     except FormatError:
         pass
     try:
@@ -195,6 +203,7 @@ def _record(folder: Path, digest: str) -> Record | None:
     if digest_of(adapter) != digest:
         return None
     base = None if adapter.base is None else adapter.base.to_dict()
-    record = Record(manifest_of(adapter, digest, f"adapter-{digest[:8]}"), file_sums(folder), sketch(adapter), base)
-    record.write(folder)
+    manifest = noted[0] if noted is not None else manifest_of(adapter, digest, f"adapter-{digest[:8]}")
+    record = Record(manifest, file_sums(folder), sketch(adapter), base)
+    store.objects.describe(folder, record)
     return record
