@@ -31,5 +31,5 @@ def matching_folder(index: Index, name: str, folder: Path) -> BaseMatch:
     from weft.training.skeleton import stored_model  # brings transformers
 
     return BaseMatch(
-        rows=rows_of_base(index, stored_model(folder).fingerprint()), bare_names=[name, str(folder.resolve())]
+        rows=rows_of_base(index, stored_model(folder, "base").fingerprint()), bare_names=[name, str(folder.resolve())]
     )
