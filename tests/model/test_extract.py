@@ -264,6 +264,19 @@ def test_what_is_left_out_is_named_with_its_reason(trained_pairs: dict[str, Pair
     assert vector not in reasons.values()
 
 
+def test_experts_that_transformers_joins_are_left_out_and_reported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = t.MixtralForCausalLM(t.MixtralConfig(**{**LLAMA, "num_local_experts": 2, "num_hidden_layers": 1}))
+    base = saved(model, tmp_path / "base")
+    tuned = saved(trained(SORTS["llama"], model, steps=1), tmp_path / "tuned")
+    found = extract_with_report(base, tuned, rank=2)
+    experts = {key for key in load_file(tuned / "model.safetensors") if ".experts." in key}
+    assert len(experts) == 6
+    for key in experts:
+        assert found.left_out[key].reason == "transformers makes another tensor of it as it loads"
+        assert found.left_out[key].sizes is not None
+
+
 def test_a_tied_weight_is_reduced_once(trained_pairs: dict[str, Pair]) -> None:
     found = extract_with_report(*trained_pairs["tied"], rank=2)
     factors = found.adapter.factors
@@ -373,7 +386,7 @@ from weft.model import difference
 torch.set_num_threads(1)
 block, *folders = sys.argv[1:]
 weft.extract(*folders[2:], rank=4)  # what is imported, and linear algebra's own code
-difference.BLOCK_VALUES = int(block)
+difference.BLOCK_VALUES = difference.PIECE_VALUES = int(block)
 def memory(field): return int(re.search(field + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
 before = memory("VmRSS")

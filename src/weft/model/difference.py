@@ -13,8 +13,8 @@ from weft.linalg import RowBlocks
 from weft.model.shards import Checkpoint, StoredTensor
 
 # A difference of up to so many values (256 MiB in float32) is held; a larger one is read anew, in such blocks, for
-# each pass. Differences are taken of so many at a time (4 MiB), so that nothing else of a block's size is made.
-BLOCK_VALUES, PIECE_VALUES = 2**26, 2**20
+# each pass. Files are read so many values at a time, so that nothing else of a block's size is made.
+BLOCK_VALUES, PIECE_VALUES = 2**26, 2**21
 
 
 class Sizes(NamedTuple):
@@ -49,18 +49,24 @@ class Difference(RowBlocks):
         names = {stored.dtype_name for _, stored in self._sides}
         if len(names) > 1 and any(stored.dtype is None for _, stored in self._sides):
             return True
-        return not all(torch.equal(base.to(tuned.dtype), tuned) for base, tuned in self._stored(PIECE_VALUES))
+        return not all(torch.equal(base.to(tuned.dtype), tuned) for base, tuned in self._pieces(0, self.shape[0]))
 
     def blocks(self) -> Iterator[Tensor]:
         """W' - W in blocks of rows; a small one is held from the first call on."""
         if self._held is not None:
             yield self._held
             return
-        for base, tuned in self._stored(BLOCK_VALUES):
-            block = torch.empty(base.shape, dtype=self._dtype)
-            for out, a, b in zip(*(_pieces(t) for t in (block, base, tuned)), strict=True):
-                torch.sub(b.to(self._dtype), a.to(self._dtype), out=out)
-            if len(block) == self.shape[0]:
+        rows, columns = self.shape
+        step = _rows(BLOCK_VALUES, columns)
+        for start in range(0, rows, step):
+            end = min(start + step, rows)
+            block = torch.empty(end - start, columns, dtype=self._dtype)
+            done = 0
+            for base, tuned in self._pieces(start, end):
+                part = block[done : done + len(base)]
+                torch.sub(tuned.to(self._dtype), base.to(self._dtype), out=part)
+                done += len(base)
+            if len(block) == rows:
                 self._held = block
             yield block
 
@@ -71,34 +77,34 @@ class Difference(RowBlocks):
             FormatError: NaN or infinity, in the base or in the fine-tuned tensor.
         """
         change = math.hypot(*(float(torch.linalg.vector_norm(block)) for block in self.blocks()))
-        squares = [float(torch.linalg.vector_norm(base, dtype=self._dtype)) for base, _ in self._stored(PIECE_VALUES)]
         if not math.isfinite(change):
             self._check_finite()
-        return Sizes(change, math.hypot(*squares))
+        pieces = self._pieces(0, self.shape[0])
+        norms = [float(torch.linalg.vector_norm(base, dtype=self._dtype)) for base, _ in pieces]
+        return Sizes(change, math.hypot(*norms))
 
     def _check_finite(self) -> None:
         for side, (checkpoint, stored) in enumerate(self._sides):
-            if not all(bool(pair[side].isfinite().all()) for pair in self._stored(PIECE_VALUES)):
+            if not all(bool(piece[side].isfinite().all()) for piece in self._pieces(0, self.shape[0])):
                 raise FormatError(
                     f"{checkpoint.folder / stored.file}: {stored.name} holds NaN or infinity; there is no difference "
                     "to take. Look for a checkpoint from before the training diverged"
                 )
 
-    def _stored(self, values: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Blocks of rows (b, n) of both tensors, mapped from their files, of about so many values."""
-        rows, columns = self.shape
-        step = max(values // max(columns, 1), 1)
-        for start in range(0, rows, step):
-            # Opened anew for each block: what was mapped of the file counts as memory until it is closed.
-            base, tuned = (_read(*side, start, min(start + step, rows)) for side in self._sides)
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """These rows of both tensors, as matrices (b, n), mapped from their files a few at a time."""
+        step = _rows(PIECE_VALUES, self.shape[1])
+        for first in range(start, end, step):
+            # Opened anew for each piece: what was mapped of a file counts as memory until it is closed.
+            base, tuned = (_read(*side, first, min(first + step, end)) for side in self._sides)
             yield base, tuned
+
+
+def _rows(values: int, columns: int) -> int:
+    return max(values // max(columns, 1), 1)
 
 
 def _read(checkpoint: Checkpoint, stored: StoredTensor, start: int, end: int) -> Tensor:
     with safe_open(checkpoint.folder / stored.file, "pt") as file:
         tensor: Tensor = file.get_slice(stored.name)[start:end] if stored.shape else file.get_tensor(stored.name)
     return tensor.reshape(end - start, -1)
-
-
-def _pieces(block: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(block, max(PIECE_VALUES // max(block.shape[1], 1), 1))
