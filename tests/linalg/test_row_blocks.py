@@ -105,6 +105,13 @@ def test_a_rank_takes_two_passes_more_than_power_iterations(num_power_iters: int
     assert M.passes == num_power_iters + 2
 
 
+def test_a_matrix_with_few_columns_takes_one_pass_and_is_exact() -> None:
+    M = Blocks(gaussian(80, 12, seed=0))
+    found = linalg.randomized_svd_of_blocks(M, rank=3)
+    assert M.passes == 1
+    assert found.relative_error.item() == pytest.approx(linalg.best_rank(M.M, 3).relative_error.item(), rel=1e-12)
+
+
 @given(SIDES, SIDES, st.sampled_from([0.0, 0.1, 0.5, 0.9]), SEEDS)
 def test_an_error_of_small_matrices_is_met_by_the_smallest_rank(m: int, n: int, error: float, seed: int) -> None:
     M = gaussian(m, n, seed=seed)

@@ -264,6 +264,26 @@ def test_what_is_left_out_is_named_with_its_reason(trained_pairs: dict[str, Pair
     assert vector not in reasons.values()
 
 
+def test_running_statistics_are_carried_with_their_norm(tmp_path: Path) -> None:
+    config = t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=5)
+    sort = Sort(lambda: t.ResNetForImageClassification(config), t.AutoModelForImageClassification, pixels)
+    model = sort.base()
+    tuned = trained(sort, model)
+    norms = [path for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for path in norms:  # so that of each norm the bias and the statistics change, and the scale does not
+            tuned.get_parameter(f"{path}.weight").copy_(model.get_parameter(f"{path}.weight"))
+    found = extract_with_report(
+        saved(model, tmp_path / "base"), saved(tuned, tmp_path / "tuned"), error=0, vectors=True
+    )
+    assert not found.left_out
+    assert {f"{path}.running_mean" for path in norms} <= found.adapter.tensors.keys()
+    assert len(found.adapter.config.train_modules) == len(norms)
+    assert found.adapter.config.bias == "adapted"  # the classifier's; those of the norms come with their modules
+    weft.attach(model, weft.load(found.adapter.save(tmp_path / "adapter")))
+    torch.testing.assert_close(sort.output(model), sort.output(tuned), rtol=1e-3, atol=1e-4)
+
+
 def test_experts_that_transformers_joins_are_left_out_and_reported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = t.MixtralForCausalLM(t.MixtralConfig(**{**LLAMA, "num_local_experts": 2, "num_hidden_layers": 1}))

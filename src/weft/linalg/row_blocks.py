@@ -82,7 +82,7 @@ def randomized_svd_of_blocks(
     ones miss, which are kept as they are (Yu, Gu and Li, 2018), and each of these rounds takes q + 2 passes. So it is
     fast where the rank is small beside min(m, n), and no faster than the full SVD where it is not.
 
-    Memory: one block, a few rows more, and (m + 2 n) * l values. Computes in the dtype of the blocks, without
+    Memory: one block, a few rows more, and a few times (m + n) * l values. Computes in the dtype of the blocks, without
     gradients.
 
     Args:
