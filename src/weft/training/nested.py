@@ -1,19 +1,29 @@
 """Nested factors: each of their prefixes is trained, so that the rank can be chosen after the training.
 
 In an optimizer step only the first b rows of A and columns of B take part, the same b in every module. Rank b of the
-finished adapter is then its prefix, which is what was trained: its scaling stays that of the whole. As DyLoRA (Valipour
-et al., 2022, arXiv 2210.07558), which draws b from all ranks. Here b runs through powers of two, as the sizes of a
-Matryoshka representation do (Kusupati et al., 2022, arXiv 2205.13147): of every so many steps as there are sizes, each
-has one, in an order that the seed decides.
+finished adapter is then its prefix, which is what was trained: its scaling stays that of the whole. So does DyLoRA
+(Valipour et al., 2022, arXiv 2210.07558), which draws b from all ranks in every step. Here
+
+  - the first half of a run trains the whole alone. Then the factors are sorted: B A stays, and its prefixes become its
+    truncated SVDs, from which the second half goes on;
+  - in the second half every other step trains the whole still, and those between go through the powers of two below,
+    the sizes of a Matryoshka representation (Kusupati et al., 2022, arXiv 2205.13147), each as often as the others, in
+    an order that the seed decides.
+
+Both are there because a rank learns the more slowly the fewer steps it has: `benchmarks.nested_ranks` measures what is
+lost against runs at each rank of their own.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from weft.errors import ConfigError
+from weft.linalg import LowRank
 from weft.model.prefix import factors_of, prefix
 from weft.model.state import state_of
 from weft.nn import Factors
@@ -40,6 +50,7 @@ class Nesting:
     def __init__(self, model: nn.Module, seed: int) -> None:
         self.seed = seed
         self.factors: list[Factors] = []
+        self._sorted = False
         adapters = state_of(model).adapters
         for name, record in adapters.items():
             own = factors_of(model, name) if record.trainable else []
@@ -55,15 +66,53 @@ class Nesting:
             self.factors += own
         self.ranks = powers_of_two(max((each.rank for each in self.factors), default=1))
 
-    def rank_at(self, step: int) -> int:
-        """The rank of the step with this number, from 0."""
-        turn, place = divmod(step, len(self.ranks))
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
-        return self.ranks[int(torch.randperm(len(self.ranks), generator=draw)[place])]
+    def step(self, step: int, steps: int, optimizer: Optimizer) -> AbstractContextManager[None]:
+        """A ``with`` block in which the rank of a step takes part: for its forward and backward passes.
 
-    def step(self, step: int) -> AbstractContextManager[None]:
-        """A ``with`` block in which the rank of this step takes part: for its forward and backward passes."""
-        return prefix(self.factors, self.rank_at(step))
+        Args:
+            step: its number, from 0.
+            steps: of the whole run.
+            optimizer: forgets its moments of the factors when these are sorted, which is done in the first step
+                of the second half.
+        """
+        rank = self.rank_at(step, steps)
+        if rank is None:
+            return nullcontext()
+        if step == steps // 2 and not self._sorted:  # a step may have several batches
+            sort(self.factors)
+            for each in self.factors:
+                for parameter in (each.lora_A, each.lora_B):
+                    optimizer.state.pop(parameter, None)
+            self._sorted = True
+        return prefix(self.factors, rank)
+
+    def rank_at(self, step: int, steps: int) -> int | None:
+        """The rank of a step; None for the whole, in the first half."""
+        if step < steps // 2:
+            return None
+        *lower, whole = self.ranks
+        turn, between = divmod(step - steps // 2, 2)
+        if between or not lower:
+            return whole
+        turn, place = divmod(turn, len(lower))
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+        return lower[int(torch.randperm(len(lower), generator=draw)[place])]
+
+
+@torch.no_grad()
+def sort(factors: Iterable[Factors]) -> None:
+    """Makes each prefix of the factors, in place, the truncated SVD of B A, which stays what it is up to rounding.
+
+    The rows of A become orthogonal, all of the length that they had in the mean, and B takes the singular values: as at
+    the start of a training, so that a row whose singular value is zero can still learn.
+    """
+    for each in {id(each.lora_A): each for each in factors}.values():  # what modules share is sorted once
+        A, B = each.lora_A, each.lora_B
+        svd = LowRank(B, A).svd()
+        kept, length = len(svd.S), A.norm() / each.rank**0.5
+        A[:kept] = length * svd.Vh
+        B.zero_()
+        B[:, :kept] = svd.U * svd.S / length
 
 
 def powers_of_two(rank: int) -> tuple[int, ...]:

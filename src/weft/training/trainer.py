@@ -7,7 +7,7 @@ order of rows; and a run that would train nothing, or that went wrong, stops wit
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class AdapterTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One forward and backward pass, with the checks."""
-        with nullcontext() if self._nesting is None else self._nesting.step(self.state.global_step):
+        with self._prefix():
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss).all():
             raise self._not_finite("loss", float(loss))
@@ -164,6 +164,13 @@ class AdapterTrainer(Trainer):
             return None
         load_state(self.attached, Path(str(self.args.output_dir)) / f"checkpoint-{step}")
         return int(step)
+
+    def _prefix(self) -> AbstractContextManager[None]:
+        """The part of the factors that takes part in this step."""
+        if self._nesting is None:
+            return nullcontext()
+        assert self.optimizer is not None
+        return self._nesting.step(self.state.global_step, self.state.max_steps, self.optimizer)
 
     def _packable(self) -> PreTrainedModel:
         """The model, if it can take packed batches."""
