@@ -10,6 +10,8 @@ are those of a task of `weft demo`, made of Python's standard library: name a fu
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import weft
@@ -20,11 +22,13 @@ from weft.demo.tasks import NAME
 from weft.training import RunConfig, load_base, load_text, rank_curve, run
 
 RANKS = (1, 2, 4, 8, 16)
-LEARNING_RATE, BATCH = 2e-3, 8
+LEARNING_RATES, BATCH = (2e-3, 5e-3), 8
 ALONE, TRUNCATED, NESTED = "trained at that rank", "truncated SVD", "nested"
 
 
-def losses(files: tuple[Path, Path], rank: int, nested: bool, steps: int, seed: int) -> dict[int, float]:
+def losses(
+    files: tuple[Path, Path], rank: int, nested: bool, learning_rate: float, steps: int, seed: int
+) -> dict[int, float]:
     """Trains one adapter; rank -> held-out loss for rank 0, and `RANKS` up to its own."""
     train, held_out = files
     with tempfile.TemporaryDirectory() as folder:
@@ -34,7 +38,7 @@ def losses(files: tuple[Path, Path], rank: int, nested: bool, steps: int, seed: 
                 train=str(train),
                 rank=rank,
                 nested=nested,
-                learning_rate=LEARNING_RATE,
+                learning_rate=learning_rate,
                 batch_size=BATCH,
                 max_steps=steps,
                 save_every=steps,
@@ -52,7 +56,28 @@ def losses(files: tuple[Path, Path], rank: int, nested: bool, steps: int, seed: 
     return {point.rank: point.loss for point in curve.points}
 
 
-def measure(rows: Path | None, size: int, steps: int, ranks: tuple[int, ...], rounds: int) -> Figures:
+@dataclass(frozen=True)
+class Runs:
+    """What the runs of a case have in common.
+
+    Attributes:
+        rows: the JSONL file of rows; None for the functions' names.
+        size: rows to train on at most.
+        learning_rate: the peak.
+        steps: of each run.
+        ranks: ascending.
+        rounds: seeds.
+    """
+
+    rows: Path | None
+    size: int
+    learning_rate: float
+    steps: int
+    ranks: tuple[int, ...]
+    rounds: int
+
+
+def measure(runs: Runs) -> Figures:
     """Every run of every round, each in a fresh process."""
     figures: Figures = {name: {} for name in ("base", ALONE, TRUNCATED, NESTED)}
 
@@ -60,13 +85,17 @@ def measure(rows: Path | None, size: int, steps: int, ranks: tuple[int, ...], ro
         figures[variant].setdefault(f"loss_at_rank_{rank}", []).append(loss)
 
     with tempfile.TemporaryDirectory() as folder:
-        files = _files(rows, Path(folder), size)
-        for seed in range(rounds):
-            plain = in_fresh_process(losses, files, ranks[-1], False, steps, seed)
-            nested = in_fresh_process(losses, files, ranks[-1], True, steps, seed)
+        files = _files(runs.rows, Path(folder), runs.size)
+        for seed in range(runs.rounds):
+
+            def found(rank: int, nested: bool, seed: int = seed) -> dict[int, float]:
+                return in_fresh_process(losses, files, rank, nested, runs.learning_rate, runs.steps, seed)
+
+            *lower, highest = runs.ranks
+            plain, nested = found(highest, False), found(highest, True)
+            alone = {rank: found(rank, False)[rank] for rank in lower} | {highest: plain[highest]}
             note("base", 0, plain[0])
-            for rank in ranks:
-                alone = plain if rank == ranks[-1] else in_fresh_process(losses, files, rank, False, steps, seed)
+            for rank in runs.ranks:
                 note(ALONE, rank, alone[rank])
                 note(TRUNCATED, rank, plain[rank])
                 note(NESTED, rank, nested[rank])
@@ -87,13 +116,23 @@ def _files(rows: Path | None, folder: Path, size: int) -> tuple[Path, Path]:
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """One case: the bundled base."""
+    """The bundled base, at a learning rate that is right for it and at one that is high."""
     full = options.effort == "full"
-    size, steps, rounds = (4000, 400, 2) if full else (24, 3, 1)
-    ranks = RANKS if full else (1, 4)
     data = "functions' names" if options.rows is None else options.rows.stem
-    setting: Setting = {"base": "bundled", "data": data, "steps": steps, "batch": BATCH, "device": device()}
-    yield Case("nested_ranks", setting, lambda: measure(options.rows, size, steps, ranks, rounds))
+    for learning_rate in LEARNING_RATES if full else LEARNING_RATES[:1]:
+        if full:
+            runs = Runs(options.rows, 4000, learning_rate, 400, RANKS, 2)
+        else:
+            runs = Runs(options.rows, 24, learning_rate, 4, (1, 4), 1)
+        setting: Setting = {
+            "base": "bundled",
+            "data": data,
+            "steps": runs.steps,
+            "batch": BATCH,
+            "learning_rate": learning_rate,
+            "device": device(),
+        }
+        yield Case("nested_ranks", setting, partial(measure, runs))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ COMMANDS = {
     "generate": "generate",
     "imports": "imports",
     "train": "train",
+    "nested_ranks": "nested_ranks",
     "combine": "algebra",
     "algebra": "algebra",
     "extract": "extract",
@@ -200,6 +201,25 @@ def _algebra(rows: Sequence[Row]) -> str:
     return f"{what}:\n\n{_table(('', *headings), lines)}"
 
 
+def _ranks(rows: Sequence[Row]) -> str:
+    """The losses of every seed, a line for each rank."""
+    tables = []
+    for row in rows:
+        base = _losses(row, "base", "loss_at_rank_0")
+        names = [name for name in row.figures if name != "base"]
+        lines = [
+            (quantity.rpartition("_")[2], *(_losses(row, name, quantity) for name in names))
+            for quantity in row.figures[names[0]]
+        ]
+        facts = ", ".join(f"{key} {value}" for key, value in row.setting.items())
+        tables.append(f"{facts}; the base alone: {base}\n\n{_table(('rank', *names), lines)}")
+    return "\n".join(tables)
+
+
+def _losses(row: Row, name: str, quantity: str) -> str:
+    return " / ".join(f"{loss:.3f}" for loss in row.figures[name][quantity])
+
+
 def _reproduce(rows: Sequence[Row]) -> str:
     """The command of each benchmark, by the machine that its newest result comes from."""
     machines: dict[str, list[tuple[str, str, str]]] = {}
@@ -274,6 +294,7 @@ _TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "saved": _memory,
     "peak": _memory,
     "train": _train,
+    "nested_ranks": _ranks,
     "layer": _times("Forward and backward of one layer"),
     "decode": _times("One token through one layer, without gradients"),
     "attach": _times("Attach and detach, on the meta device"),
@@ -303,6 +324,14 @@ _SECTIONS = (
         "can choose (rows of like length together). Peak memory is over the loaded model.",
         ("train",),
         "train",
+    ),
+    (
+        "The rank after the training",
+        "Held-out loss, nats per learned token, of adapters trained at each rank alone, of the truncated SVD of a "
+        "plain run at the highest rank (`weft curve`), and of the prefixes of a nested run (`weft train --nested`). "
+        "The same rows, steps, alpha and learning rate for all; one figure for each seed.",
+        ("nested_ranks",),
+        "",
     ),
     ("Attach, load, switch", "Adapters of rank 8 on all linear layers.", ("attach", "load", "switch"), "load"),
     ("Generate", "", ("generate", "decode"), "generate"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import algebra, attach, extract, generate, imports, layer, merge, step, train
+from benchmarks import algebra, attach, extract, generate, imports, layer, merge, nested_ranks, step, train
 from benchmarks.harness import Case, Cases, Options, compare, measured
 from benchmarks.records import RESULTS, Row, append, newest
 from benchmarks.report import DOCS, page, write
@@ -44,6 +44,15 @@ def test_a_run_learns_and_reports_itself(variant: str, tmp_path: Path) -> None:
     found = train.train(variant, train.Run(train.write_base("tiny", tmp_path / "base"), *files, "float32", 0))
     assert found["loss_after"] < found["loss_before"]
     assert found["label_tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_run_gives_the_losses_of_every_rank_below_its_own(nested: bool, tmp_path: Path) -> None:
+    given = tmp_path / "given.jsonl"
+    given.write_text("".join(json.dumps({"prompt": f"{i} and", "completion": " so on"}) + "\n" for i in range(30)))
+    found = nested_ranks.losses(nested_ranks._files(given, tmp_path, 20), 4, nested, 5e-3, 4, seed=0)
+    assert list(found) == [0, 1, 2, 4]
+    assert found[0] > max(found[rank] for rank in (1, 2, 4))
 
 
 def test_variants_take_turns_and_the_first_round_is_not_counted() -> None:
@@ -85,7 +94,7 @@ def test_the_newest_row_of_a_setting_counts(tmp_path: Path) -> None:
 
 
 def full_run() -> list[Case]:
-    modules = (algebra, attach, extract, generate, imports, layer, merge, step, train)
+    modules = (algebra, attach, extract, generate, imports, layer, merge, nested_ranks, step, train)
     return [case for module in modules for case in module.cases(Options())]
 
 

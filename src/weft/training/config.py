@@ -73,8 +73,8 @@ class RunConfig(BaseModel):
     )
     nested: bool = Field(
         False,
-        description="Train each rank 1, 2, 4, ... of the factors' first rows and columns, so that the rank can be "
-        "chosen afterwards: see weft curve.",
+        description="In the second half of the run, also train the ranks 1, 2, 4, ...: those of the factors' first "
+        "rows and columns. So the rank can be chosen afterwards, with weft curve.",
     )
 
     learning_rate: float = Field(
