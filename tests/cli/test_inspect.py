@@ -153,5 +153,5 @@ def test_reports_that_cannot_be_written(llama: Made, fail: Callable[..., str], t
     assert "is a folder; name a file" in fail("inspect", llama.adapter_path, "--report", tmp_path)
     (tmp_path / "file").write_text("")
     message = fail("inspect", llama.adapter_path, "--report", tmp_path / "file" / "report.html")
-    assert f"{tmp_path / 'file'} is a file" in message
+    assert f"{tmp_path / 'file'} is no folder" in message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]

@@ -1,6 +1,7 @@
 """``weft inspect``: what an adapter is, in numbers and in pictures."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,8 +141,10 @@ def _search(base: str | None, intruders: bool, top: int, epsilon: float) -> "Sea
 def _check_report(path: Path) -> None:
     if path.is_dir():
         raise ConfigError(f"report: {path} is a folder; name a file, such as {path / 'report.html'}")
-    if path.parent.exists() and not path.parent.is_dir():
-        raise ConfigError(f"report: {path.parent} is a file, so nothing can be written in it; name another place")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = "no folder" if not nearest.is_dir() else "a folder that cannot be written to"
+        raise ConfigError(f"report: {nearest} is {reason}; name another place than {path}")
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
@@ -330,7 +333,7 @@ def _show_overlap(overlap: "Overlap") -> None:
             (
                 f"{pair.first} and {pair.second}",
                 str(len(pair.modules)),
-                *("-" if number is None else f"{number:.3f}" for number in numbers),
+                *("-" if number is None else f"{round(number, 3) + 0.0:.3f}" for number in numbers),
             )
         )
     results().print()

@@ -25,7 +25,7 @@ def overlap_figure(overlap: Overlap) -> Figure:
         if n <= _NUMBERED:
             for i, row in enumerate(values):
                 for j, value in enumerate(row):
-                    text = "" if value is None else "1" if i == j else f"{value:.2f}"
+                    text = "" if value is None else "1" if i == j else f"{round(value, 2) + 0.0:.2f}"
                     panel.text(j, i, text, ha="center", va="center", fontsize=7, color=INK)
         names = [shortened(name, 16) for name in overlap.names]
         panel.set_xticks(range(n), names, rotation=40, ha="right", rotation_mode="anchor")

@@ -94,7 +94,7 @@ def svg(name: str, description: str, draw: Callable[[], Figure]) -> str:
     assert head is not None
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
-        f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 4 / 3:.0f}px">'
+        f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width * 4 / 3:.0f}px;min-width:{min(width, 560):.0f}px">'
         f"<title>{_escaped(description)}</title>"
     )
     return opening + text[head.end() :].strip()
