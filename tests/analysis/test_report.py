@@ -22,7 +22,7 @@ from weft.errors import FormatError
 from .adapters import adapter_of, low_rank, small
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "source"}
-HOSTILE = '<script>alert("$x^$")</script> & $\\frac{1}{</style>'
+HOSTILE = '$x^$<script>alert("hello")</script> & \\frac{1}{</style>'
 
 
 class Page(HTMLParser):

@@ -86,6 +86,17 @@ def test_bounds_hold_for_any_vector(seed: int) -> None:
             assert found.low - 1e-3 <= cosine <= found.high + 1e-3
 
 
+@given(st.integers(0, 10_000), st.floats(0.05, 1.0))
+def test_bounds_hold_wherever_the_search_ends(seed: int, threshold: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    M = torch.diag(torch.linspace(0.2, 1.2, 60, dtype=torch.float64))
+    X = torch.randn(60, 3, generator=generator, dtype=torch.float64).pow(5)  # a few entries stand out
+    expected = (X.abs() / X.norm(dim=0)).amax(0)
+    for found, cosine in zip(largest_cosines(M, X, threshold), expected.tolist(), strict=True):
+        assert found.low - 1e-3 <= cosine <= found.high + 1e-4
+        assert not found.low < threshold <= found.high
+
+
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="as many rows"):
         largest_cosines(torch.randn(4, 4), torch.randn(5, 1), 0.5)

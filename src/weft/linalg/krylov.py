@@ -5,7 +5,6 @@ Both grow Krylov spaces of G = M M^T (m, m), which is never formed: a step costs
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -122,8 +121,8 @@ _CONVERGED = 1e-4
 """A Ritz vector with this residual, over its Ritz value, is a singular vector."""
 _NULL = 1e-4
 """Of a tall matrix, sigma^2 this small, over the largest, is taken for the space that the matrix does not reach."""
-_POINTS = 8
-"""How finely the Christoffel function is looked at between two Ritz values."""
+_POINTS, _ZOOMS = 8, 3
+"""The Christoffel function is looked at in so many points between two Ritz values, and so often closer at each peak."""
 
 
 def _bounds(alpha: Vector, beta: Vector, mean: float, tall: bool) -> CosineBounds:
@@ -142,11 +141,23 @@ def _bounds(alpha: Vector, beta: Vector, mean: float, tall: bool) -> CosineBound
     converged = reached & (residuals <= np.maximum(_CONVERGED * theta, _EXHAUSTED * largest))
     low = float(cosines[converged].max(initial=0.0))
     ends = np.sort([_NULL * largest if tall else 0.0, *theta[reached], largest * (1 + 1 / steps)])
-    points = np.concatenate([np.linspace(x, y, _POINTS + 1) for x, y in pairwise(ends)])
-    between = math.sqrt(float(_christoffel(points, alpha[:steps], beta[: steps - 1]).max()))
+    between = math.sqrt(_highest(ends, alpha[:steps], beta[: steps - 1]))
     # At a Ritz value the function is the square of this very cosine; there the recurrence would lose it to rounding.
     high = max(between, float(cosines[reached].max(initial=0.0)))
     return CosineBounds(min(1.0, low), min(1.0, high))
+
+
+def _highest(ends: Vector, alpha: Vector, beta: Vector) -> float:
+    """The maximum of the Christoffel function from the first to the last of these points, which ascend."""
+    low, high = ends[:-1], ends[1:]
+    highest = 0.0
+    for _ in range(1 + _ZOOMS):
+        points = np.linspace(low, high, _POINTS + 1, axis=1)  # (intervals, points)
+        values = _christoffel(points, alpha, beta)
+        highest = max(highest, float(values.max()))
+        peak, rows = values.argmax(axis=1), np.arange(len(points))
+        low, high = points[rows, np.maximum(peak - 1, 0)], points[rows, np.minimum(peak + 1, _POINTS)]
+    return highest
 
 
 def _christoffel(x: Vector, alpha: Vector, beta: Vector) -> Vector:
