@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -86,6 +86,7 @@ def test_bounds_hold_for_any_vector(seed: int) -> None:
             assert found.low - 1e-3 <= cosine <= found.high + 1e-3
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0.05, 1.0))
 def test_bounds_hold_wherever_the_search_ends(seed: int, threshold: float) -> None:
     generator = torch.Generator().manual_seed(seed)
