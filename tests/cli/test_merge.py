@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaModel
 import weft
 from weft.errors import BaseMismatchError, BindingError, ConfigError, FormatError, MergeError
 from weft.model.checkpoint import CheckpointReport, merge_checkpoint
-from weft.model.shards import Checkpoint
-from weft.training.skeleton import load_skeleton, parameter_names
+from weft.training.skeleton import stored_model
 
 from .conftest import Made, Run
 
@@ -37,8 +36,7 @@ def merged_in_memory(made: Made, folder: Path) -> dict[str, Tensor]:
 
 
 def merge_files(base: Path, adapter: weft.Adapter, output: Path, **options: object) -> CheckpointReport:
-    model, source = load_skeleton(base), Checkpoint.open(base)
-    return merge_checkpoint(model, parameter_names(model, source.tensors), source, adapter, output, **options)
+    return merge_checkpoint(stored_model(base), adapter, output, **options)
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -242,13 +240,12 @@ def test_a_disk_that_is_full_leaves_what_was_there(llama: Made, tmp_path: Path) 
     output = tmp_path / "merged"
     output.mkdir()
     (output / "kept").write_text("kept")
-    model, source = load_skeleton(llama.base), Checkpoint.open(llama.base)
-    names = parameter_names(model, source.tensors)
+    stored = stored_model(llama.base)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))  # files may not grow beyond this: a small disk
     try:
         with nothing_written(output), pytest.raises(FormatError, match=r"cannot write to .*merged"):
-            merge_checkpoint(model, names, source, llama.adapter, output, overwrite=True)
+            merge_checkpoint(stored, llama.adapter, output, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert (output / "kept").read_text() == "kept"

@@ -189,15 +189,11 @@ def _against_base(adapter: "Adapter", base: str, search: "Search | None", any_ba
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from weft.analysis.against_base import against_base
-    from weft.model.shards import Checkpoint
-    from weft.model.stored_base import StoredWeights
-    from weft.training.skeleton import base_folder, load_skeleton, parameter_names
+    from weft.model.stored_weights import StoredWeights
+    from weft.training.skeleton import stored_model
 
     quiet_transformers()
-    folder = base_folder(base)
-    source = Checkpoint.open(folder)
-    model = load_skeleton(folder)
-    weights = StoredWeights.open(model, parameter_names(model, source.tensors), source, adapter, any_base=any_base)
+    weights = StoredWeights.of(stored_model(base, "base"), adapter, any_base=any_base)
     console = errors()
     columns = (TextColumn("reading the base"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found = []

@@ -40,24 +40,20 @@ def merge(
     from weft.formats import load
     from weft.model.checkpoint import merge_checkpoint
     from weft.model.new_folder import check_output
-    from weft.model.shards import Checkpoint
-    from weft.training.skeleton import base_folder, load_skeleton, parameter_names
+    from weft.training.skeleton import base_folder, stored_model
 
     quiet_transformers()
     adapter = adapter_path(adapter)
     loaded = load(adapter)
     folder = base_folder(base)
     check_output(output, overwrite, keep=[folder, adapter])
-    source = Checkpoint.open(folder)
-    model = load_skeleton(folder)
+    stored = stored_model(folder, "base")
     console = errors()
     columns = (TextColumn("merging"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("merging", total=source.nbytes)
+        task = progress.add_task("merging", total=stored.checkpoint.nbytes)
         report = merge_checkpoint(
-            model,
-            parameter_names(model, source.tensors),
-            source,
+            stored,
             loaded,
             output,
             dtype=None if dtype is None else dtype.of_torch,

@@ -8,7 +8,6 @@ import copy
 import json
 import math
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 from weft.adapter import Adapter
 from weft.errors import BindingError, MergeError
 from weft.linalg import LowRank
-from weft.model.attach import attach, detach
+from weft.model.attach import attach
 from weft.model.merge import merge
 from weft.model.modules import base_modules, sharing
 from weft.model.new_folder import check_output, new_folder
 from weft.model.shards import INDEX, Checkpoint, StoredTensor, write_shard
-from weft.model.stored_base import check_files
+from weft.model.stored import StoredModel
 
 # Files that hold weights, or that describe the base and not what becomes of it.
 _WEIGHTS = frozenset(
@@ -58,9 +57,7 @@ class CheckpointReport:
 
 
 def merge_checkpoint(
-    model: nn.Module,
-    names: Mapping[str, str],
-    source: Checkpoint,
+    base: StoredModel,
     adapter: Adapter,
     output: Path,
     *,
@@ -69,15 +66,13 @@ def merge_checkpoint(
     overwrite: bool = False,
     progress: Callable[[StoredTensor], None] = lambda tensor: None,
 ) -> CheckpointReport:
-    """Writes `source` with `adapter` merged into it to `output`, complete or not at all.
+    """Writes `base` with `adapter` merged into it to `output`, complete or not at all.
 
     The delta is added in float32 and rounded once. Files keep their names and their tensors; configuration and
     tokenizer files are copied. At most one layer's weights are in memory.
 
     Args:
-        model: the base on the meta device: it says how the factors lie in the weights, and which are tied.
-        names: key of a stored tensor -> name of the model's parameter or buffer that it is.
-        source: the base's files.
+        base: the model on disk.
         adapter: what to merge.
         output: the folder to write.
         dtype: what floating-point tensors become; None leaves each as it is.
@@ -86,20 +81,16 @@ def merge_checkpoint(
         progress: called for each tensor written.
 
     Raises:
-        ConfigError: `output` is in use, or is part of the source.
+        ConfigError: `output` is in use, or is part of the base.
         BaseMismatchError: the adapter was made for another base.
         BindingError: entries of the adapter that did not fit the model or the files; all are listed.
         MergeError: a tied weight that the adapter does not change alike, or a weight that overflows.
         FormatError: the disk did not take the files.
     """
+    source = base.checkpoint
     check_output(output, overwrite, keep=[source.folder])
-    if not any_base:
-        check_files(model, names, source, adapter)
-    with warnings.catch_warnings():
-        # torch: values copied to the meta device are dropped. So they are.
-        warnings.simplefilter("ignore", UserWarning)
-        detach(attach(model, adapter, any_base=True))  # binds every entry, or says which do not fit
-    merging = _Merging(model, adapter, _aliases(model, adapter), names, source, dtype)
+    base.check(adapter, any_base=any_base)
+    merging = _Merging(base.model, adapter, _aliases(base.model, adapter), base.names, source, dtype)
     merging.check_bound()
 
     size = 0

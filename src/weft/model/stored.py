@@ -1,5 +1,6 @@
 """A model on disk: its files, and its shape on the meta device, without its weights."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from weft.errors import FormatError
+from weft.adapter import Adapter
+from weft.errors import BaseMismatchError, FormatError
 from weft.fingerprint import Fingerprint, fingerprint
+from weft.model.attach import attach, detach
 from weft.model.modules import Survey
 from weft.model.shards import Checkpoint
 from weft.registry import Registry
@@ -81,6 +84,26 @@ class StoredModel:
             plain = key is not None and self.checkpoint.tensors[key].dtype is not None
             parameters[name] = self.checkpoint.read(key) if key is not None and plain else parameter
         return fingerprint(parameters)
+
+    def check(self, adapter: Adapter, *, any_base: bool = False) -> None:
+        """Finds out, without reading a weight, that an adapter fits this model.
+
+        Raises:
+            BaseMismatchError: it was made for another base, and `any_base` is not given.
+            BindingError: entries of the adapter that fit no module; all are listed.
+        """
+        difference = None if any_base or adapter.base is None else adapter.base.difference(self.fingerprint())
+        if difference is not None:
+            made_for = adapter.provenance.get("base")
+            raise BaseMismatchError(
+                f"this adapter was made for another base{f' ({made_for})' if made_for else ''}: in "
+                f"{self.checkpoint.folder}, {difference}. Name the base that it was made for, or pass any_base "
+                "(--any-base) if you know that they fit"
+            )
+        with warnings.catch_warnings():
+            # torch: values copied to the meta device are dropped. So they are.
+            warnings.simplefilter("ignore", UserWarning)
+            detach(attach(self.model, adapter, any_base=True))  # binds every entry, or says which do not fit
 
 
 stored_models: Registry[Callable[[str | Path, str], StoredModel]] = Registry("model library", "weft.training.skeleton")
