@@ -1,7 +1,7 @@
 """Draws the pictures of the guide to `weft inspect` from a run's adapter.
 
 make demo
-.venv/bin/python docs/pictures/draw_inspect.py weft-demo/summarize/adapter
+.venv/bin/python docs/guides/pictures/draw_inspect.py weft-demo/summarize/adapter
 """
 
 import sys
