@@ -18,11 +18,11 @@ def test_energy_is_that_of_the_matrices() -> None:
     total = sum(energy.values())
     grid = energy_shares(inspect(adapter))
     assert grid.blocks == (0, 1, 2, None)
-    assert grid.kinds == ("q_proj", "up_proj", "lm_head")
-    assert grid.cells[1][0] == pytest.approx(energy["model.layers.1.attn.q_proj"] / total, rel=1e-4)
-    assert grid.cells[3] == (None, None, pytest.approx(energy["lm_head"] / total, rel=1e-4))
-    assert grid.cells[0][2] is None
-    assert grid.by_kind()[1] == pytest.approx(
+    assert grid.kinds == ("lm_head", "q_proj", "up_proj")
+    assert grid.cells[1][1] == pytest.approx(energy["model.layers.1.attn.q_proj"] / total, rel=1e-4)
+    assert grid.cells[3] == (pytest.approx(energy["lm_head"] / total, rel=1e-4), None, None)
+    assert grid.cells[0][0] is None
+    assert grid.by_kind()[2] == pytest.approx(
         sum(energy[f"model.layers.{i}.mlp.up_proj"] for i in range(3)) / total, rel=1e-4
     )
 

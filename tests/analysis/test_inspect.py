@@ -68,6 +68,12 @@ def test_shared_factors_are_counted_once() -> None:
     assert {name: len(group) for name, group in numbers.by_name().items()} == {"a.*": 2, "b": 1}
 
 
+def test_modules_come_in_the_order_of_their_blocks() -> None:
+    paths = [f"h.{i}.{kind}" for i in range(12) for kind in ("attn", "mlp")]
+    adapter = adapter_of({path: weft.LowRank(torch.ones(2, 1), torch.ones(1, 2)) for path in sorted(paths)})
+    assert [m.path for m in inspect(adapter).modules] == paths
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_is_named(value: float) -> None:
     B = torch.randn(3, 2)

@@ -185,11 +185,11 @@ def test_magnitudes_are_told_apart() -> None:
 
 
 def test_adapters_of_rank_one_and_of_many_modules() -> None:
-    adapter = adapter_of({f"h.{i}.experts.{e}.w": low_rank(rank=1) for i in range(20) for e in range(60)})
-    html = Report(subject("a", adapter)).html()
+    adapter = adapter_of({f"h.{i}.experts.{e}.w": low_rank(4, 3, 1) for i in range(20) for e in range(100)})
+    html = Report(subject("a", adapter), (subject("b", adapter),), overlap=compare({"a": adapter, "b": adapter})).html()
     page = Page(html)
-    assert "the first 1000 of 1200" in page.text
-    assert len(html) < 1_500_000
+    assert "the first 1000 of 2000" in page.text
+    assert len(html) < 1_200_000
 
 
 def test_the_same_report_is_the_same_bytes(full: tuple[Report, str]) -> None:

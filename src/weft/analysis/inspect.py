@@ -47,7 +47,7 @@ class AdapterNumbers:
     """An adapter's numbers.
 
     Attributes:
-        modules: of each factor pair.
+        modules: of each factor pair, in the order of their blocks.
         tensors: name -> bytes of the tensors trained whole.
     """
 
@@ -87,7 +87,8 @@ def inspect(adapter: Adapter) -> AdapterNumbers:
     _check_finite(adapter)
     spectra: dict[int, Spectrum] = {}
     modules = []
-    for path, factors in adapter.factors.items():
+    for path in sorted(adapter.factors, key=_in_order):
+        factors = adapter.factors[path]
         shared = id(factors) in spectra
         if not shared:
             spectra[id(factors)] = Spectrum.of(factors)
@@ -106,6 +107,11 @@ def inspect(adapter: Adapter) -> AdapterNumbers:
             )
         )
     return AdapterNumbers(tuple(modules), {name: tensor.nbytes for name, tensor in adapter.tensors.items()})
+
+
+def _in_order(path: str) -> list[tuple[int, str]]:
+    """Sorts paths by their parts, indices by their size: block 2 before block 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
 
 
 def _check_finite(adapter: Adapter) -> None:

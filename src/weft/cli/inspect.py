@@ -286,6 +286,8 @@ def _show(facts: Mapping[str, str], adapter: "Adapter", numbers: "AdapterNumbers
         f"{adapter.num_parameters:,} parameters in {len(numbers.modules)} modules, {size(numbers.nbytes)}; "
         f"all changes together have norm {numbers.norm:.4g}"
     )
+    if columns:
+        console.print("norms and ranks are those of s B A, before the weight is scaled to the magnitudes")
 
 
 def _show_comparisons(comparisons: list["BaseComparison"], each: bool) -> None:

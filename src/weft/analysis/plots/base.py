@@ -5,18 +5,22 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from weft.analysis.against_base import BaseComparison
-from weft.analysis.plots.theme import INK, SERIES, label_powers
+from weft.analysis.plots.theme import INK, SERIES, label_powers, thinned
+
+_DOTS = 1000
+"""At most this many modules get a dot."""
 
 
 def amplification_figure(comparisons: Sequence[BaseComparison], norms: Sequence[float]) -> Figure:
     """||D|| against ||U^T W V|| for each module; lines of equal amplification are diagonal."""
     figure = Figure(figsize=(4.9, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    points = [(c.projected_norm, n) for c, n in zip(comparisons, norms, strict=True) if c.projected_norm > 0 and n > 0]
+    both = thinned(list(zip(comparisons, norms, strict=True)), _DOTS)
+    points = [(c.projected_norm, n) for c, n in both if c.projected_norm > 0 and n > 0]
     if points:
         x, y = zip(*points, strict=True)
         axes.scatter(x, y, s=10, color=SERIES[0], alpha=0.75, linewidths=0, label="in W")
-        chance = [(c.chance_norm, n) for c, n in zip(comparisons, norms, strict=True) if c.chance_norm > 0 and n > 0]
+        chance = [(c.chance_norm, n) for c, n in both if c.chance_norm > 0 and n > 0]
         axes.scatter(
             [p[0] for p in chance],
             [p[1] for p in chance],
@@ -51,7 +55,7 @@ def intruder_figure(comparisons: Sequence[BaseComparison]) -> Figure:
     """The largest cosine of each leading direction of W + D to any of W; below epsilon it is an intruder."""
     figure = Figure(figsize=(4.9, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    found = [c.intruders for c in comparisons if c.intruders is not None]
+    found = thinned([c.intruders for c in comparisons if c.intruders is not None], _DOTS // 4)
     epsilon = found[0].search.epsilon if found else 0.0
     for number, each in enumerate(found):
         # Side by side within a direction, so that equal ones do not hide each other.

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from weft.analysis.plots.theme import INK, LINE, MUTED, SERIES, shades, shortened
+from weft.analysis.plots.theme import INK, LINE, MUTED, SERIES, shades, shortened, thinned
 from weft.analysis.similarity import Overlap, PairSimilarity, SimilarityGrid
 from weft.patterns import block_index
 
 _NUMBERED = 14
 """Matrices of up to this many adapters have their numbers written in."""
+_DOTS = 1000
+"""At most this many modules get a dot."""
 
 
 def overlap_figure(overlap: Overlap) -> Figure:
@@ -39,11 +41,12 @@ def depth_figure(pair: PairSimilarity) -> Figure:
     """Cosine and subspace similarity of each module of two adapters, by block."""
     figure = Figure(figsize=(10, 2.3), layout="constrained")
     panels = figure.subplots(1, 3)
-    blocks = [index if (index := block_index(m.path)) is not None else -1 for m in pair.modules]
+    modules = thinned(pair.modules, _DOTS)
+    blocks = [index if (index := block_index(m.path)) is not None else -1 for m in modules]
     measures: dict[str, list[tuple[float | None, float | None]]] = {
-        "cosine": [(m.cosine, None) for m in pair.modules],
-        "common input directions": [(m.inputs, m.chance_inputs) for m in pair.modules],
-        "common output directions": [(m.outputs, m.chance_outputs) for m in pair.modules],
+        "cosine": [(m.cosine, None) for m in modules],
+        "common input directions": [(m.inputs, m.chance_inputs) for m in modules],
+        "common output directions": [(m.outputs, m.chance_outputs) for m in modules],
     }
     for panel, (title, measured) in zip(panels, measures.items(), strict=True):
         values = [value for value, _ in measured]

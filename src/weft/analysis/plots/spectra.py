@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from weft.analysis.inspect import ModuleNumbers
-from weft.analysis.plots.theme import INK, MUTED, NEGATIVE, POSITIVE, SERIES, label_powers, shortened
+from weft.analysis.plots.theme import INK, MUTED, NEGATIVE, POSITIVE, SERIES, label_powers, shortened, thinned
 
 _DEPTH = LinearSegmentedColormap.from_list("depth", [POSITIVE, "#7c83b8", NEGATIVE])
 _LINES = 48
 """At most this many modules of a kind get a line of their own."""
+_DOTS = 200
+"""And a dot of their own."""
 
 
 def spectra_figure(kinds: Mapping[str, Sequence[ModuleNumbers]]) -> Figure:
@@ -23,8 +25,7 @@ def spectra_figure(kinds: Mapping[str, Sequence[ModuleNumbers]]) -> Figure:
     figure = Figure(figsize=(10, 2.0 * rows + 0.25), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for panel, (kind, modules) in zip(panels, kinds.items(), strict=False):
-        step = max(1, -(-len(modules) // _LINES))
-        shown = modules[::step]
+        shown = thinned(modules, _LINES)
         for number, module in enumerate(shown):
             values = [value for value in module.spectrum.singular_values if value > 0]
             depth = number / max(1, len(shown) - 1)
@@ -84,10 +85,11 @@ def energy_figure(kinds: Mapping[str, Sequence[ModuleNumbers]]) -> Figure:
 
 
 def saturation_figure(kinds: Mapping[str, Sequence[ModuleNumbers]]) -> Figure:
-    """Saturation and the rank that 99% of the energy needs, a dot for each module."""
+    """Saturation and the rank that 99% of the energy needs, a dot for each module (of many, for some)."""
     figure = Figure(figsize=(4.9, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for row, modules in enumerate(kinds.values()):
+    for row, every in enumerate(kinds.values()):
+        modules = thinned(every, _DOTS)
         spread = [row + 0.5 * (i / max(1, len(modules) - 1) - 0.5) for i in range(len(modules))]
         shades = [_DEPTH(i / max(1, len(modules) - 1)) for i in range(len(modules))]
         left.scatter([m.spectrum.saturation for m in modules], spread, s=7, c=shades, linewidths=0)

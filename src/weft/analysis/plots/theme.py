@@ -7,7 +7,7 @@ and a dark one. Where a color must be fixed (in images), it is a middle tone tha
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -18,6 +18,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 INK, MUTED, LINE = "#0a0b01", "#0a0b02", "#0a0b03"
 SERIES = ("#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15", "#0a0b16")
@@ -109,6 +111,11 @@ def label_powers(axis: Axis) -> None:
 def shortened(text: str, length: int = 24) -> str:
     """A label of limited length, cut in its middle."""
     return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-(length // 2) :]}"
+
+
+def thinned(items: Sequence[T], most: int) -> Sequence[T]:
+    """Evenly chosen ones of many, so that a model of thousands of experts does not make a page of megabytes."""
+    return items[:: max(1, -(-len(items) // most))]
 
 
 def shades(values: Sequence[Sequence[float | None]], largest: float) -> NDArray[np.float64]:
