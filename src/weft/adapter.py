@@ -280,7 +280,7 @@ def joined(adapters: Sequence[Adapter], factors: Mapping[str, LowRank], tensors:
         layouts={path: layouts[path] for path in factors},
         tensors=tensors,
         base=next((adapter.base for adapter in adapters if adapter.base is not None), None),
-        provenance={key: value for key, value in shared.items() if key != "lineage"},
+        provenance={key: value for key, value in shared.items() if key not in ("lineage", "steps")},  # of one run alone
     )
 
 
