@@ -82,7 +82,7 @@ def evaluate(
     """
     scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, cache=cache)
     tokens = int(scores.tokens.sum())
-    mean = float(scores.loss.sum()) / tokens
+    mean = scores.mean_loss
     answers = generate_answers(model, tokenizer, dataset, generate_rows, batch_size, max_new_tokens)
     return EvalResult(
         rows=len(dataset),
@@ -109,6 +109,11 @@ class RowScores:
     loss: Tensor
     correct: Tensor
 
+    @property
+    def mean_loss(self) -> float:
+        """The mean over all learned tokens, in nats."""
+        return float(self.loss.sum()) / int(self.tokens.sum())
+
 
 def score_rows(
     model: PreTrainedModel,
@@ -119,25 +124,47 @@ def score_rows(
     cache: FrozenCache | None = None,
 ) -> RowScores:
     """Scores each row of a text data set with the adapters that are active now; arguments as of `evaluate`."""
-    lengths = [sum(label != IGNORED for label in example.labels[1:]) for example in dataset.examples]
-    loss, correct = torch.zeros(len(lengths), dtype=torch.float64), torch.zeros(len(lengths), dtype=torch.int64)
-    packed = obstacle(model, dataset.longest) is None
-    collate: Collate = PackedCollator() if packed else Collator(pad_id(tokenizer))
-    if cache is not None:
-        collate = cache.collator(collate)
-    head = head_of(model)
-    order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i].input_ids))
-    with evaluating(model), packing(model) if packed else nullcontext():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = collate([dataset[i] for i in rows])
-            inputs = {key: value.to(model.device) for key, value in batch.items()}
-            scores = batch_scores(model, head, inputs) if head is not None else _scores_of_logits(model, inputs)
-            tokens = [lengths[row] for row in rows]  # a batch's learned tokens come row after row
-            by_row = (each.cpu().split(tokens) for each in scores)
-            for row, row_loss, row_correct in zip(rows, *by_row, strict=True):
-                loss[row], correct[row] = row_loss.double().sum(), row_correct.sum()
-    return RowScores(torch.tensor(lengths), loss, correct)
+    return RowScorer(model, tokenizer, dataset, batch_size=batch_size, cache=cache).scores()
+
+
+class RowScorer:
+    """Scores the same rows again and again, as a model's adapters change; arguments as of `evaluate`.
+
+    What its model can take, and where its head is, is found out once.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: TextDataset,
+        *,
+        batch_size: int = 8,
+        cache: FrozenCache | None = None,
+    ) -> None:
+        self._model, self._dataset = model, dataset
+        self._lengths = [sum(label != IGNORED for label in each.labels[1:]) for each in dataset.examples]
+        self._packed = obstacle(model, dataset.longest) is None
+        collate: Collate = PackedCollator() if self._packed else Collator(pad_id(tokenizer))
+        self._collate = collate if cache is None else cache.collator(collate)
+        self._head = head_of(model)
+        order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i].input_ids))
+        self._batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def scores(self) -> RowScores:
+        """Of each row, with the adapters that are active now."""
+        model, head, lengths = self._model, self._head, self._lengths
+        loss, correct = torch.zeros(len(lengths), dtype=torch.float64), torch.zeros(len(lengths), dtype=torch.int64)
+        with evaluating(model), packing(model) if self._packed else nullcontext():
+            for rows in self._batches:
+                batch = self._collate([self._dataset[i] for i in rows])
+                inputs = {key: value.to(model.device) for key, value in batch.items()}
+                scores = batch_scores(model, head, inputs) if head is not None else _scores_of_logits(model, inputs)
+                tokens = [lengths[row] for row in rows]  # a batch's learned tokens come row after row
+                by_row = (each.cpu().split(tokens) for each in scores)
+                for row, row_loss, row_correct in zip(rows, *by_row, strict=True):
+                    loss[row], correct[row] = row_loss.double().sum(), row_correct.sum()
+        return RowScores(torch.tensor(lengths), loss, correct)
 
 
 def _scores_of_logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> TokenScores:
