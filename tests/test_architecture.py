@@ -36,6 +36,7 @@ ROOMS = {
     "transformers": {"tasks", "training", "serving", "cli", "data"},
     "accelerate": {"training"},
     "datasets": {"data"},
+    "nevergrad": {"training.weight_search"},
     "pydantic": {"training", "cli", "serving", "library"},
     "typer": {"cli"},
     "rich": {"cli", "training", "demo"},

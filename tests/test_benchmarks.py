@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import algebra, attach, extract, generate, imports, layer, merge, nested_ranks, step, train
+from benchmarks import algebra, attach, extract, generate, imports, layer, lorahub, merge, nested_ranks, step, train
 from benchmarks.harness import Case, Cases, Options, compare, measured
 from benchmarks.records import RESULTS, Row, append, newest
 from benchmarks.report import DOCS, page, write
@@ -53,6 +53,29 @@ def test_a_run_gives_the_losses_of_every_rank_below_its_own(nested: bool, tmp_pa
     found = nested_ranks.losses(nested_ranks._files(given, tmp_path, 20), 4, nested, 5e-3, 4, seed=0)
     assert list(found) == [0, 1, 2, 4]
     assert found[0] > max(found[rank] for rank in (1, 2, 4))
+
+
+def test_a_task_that_is_held_out_gets_the_adapters_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    for name, count in {"a": 245, "b": 245, "c": 245, "few": 180}.items():
+        lines = [json.dumps({"prompt": f"{name} {i}", "completion": " so"}) for i in range(count)]
+        (tmp_path / "tasks" / f"{name}.jsonl").write_text("\n".join(lines))
+    first, _ = lorahub.cases(tmp_path / "tasks", tmp_path, ["a"], steps=1)
+    parts = [path.read_text().splitlines() for path in (tmp_path / "rows").glob("a.*.jsonl")]
+    assert sorted(map(len, parts)) == [40, 100, 105]
+    assert len({line for part in parts for line in part}) == 245  # no row is in two of them
+    assert first.setting == {"held out": "a", "examples": 5, "adapters": 2}
+    figures = first.measure()
+    assert set(figures["weights"]) == {"b", "c"}
+    losses = {name: figures[name]["loss_held_out"] for name in ("base", "single, by the held-out rows", "combination")}
+    assert all(len(values) == lorahub.DRAWS for values in losses.values())
+    row = Row(lorahub.BENCHMARK, first.setting, figures, {}, "")
+    assert f"| a | 5 | {sum(losses['base']) / 2:.3f} |" in lorahub.table([row])
+
+
+def test_the_table_in_the_guide_is_what_the_data_makes() -> None:
+    found = [each for each in newest(RESULTS) if each.benchmark == lorahub.BENCHMARK]
+    assert lorahub.table(found) in (DOCS / "guides" / "lorahub.md").read_text(encoding="utf-8")
 
 
 def test_variants_take_turns_and_the_first_round_is_not_counted() -> None:

@@ -1,11 +1,14 @@
 """``weft combine``: one adapter from several."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
+from weft.cli import lorahub
 from weft.cli.adapters import named_paths
 from weft.cli.costs import document, in_dtype, show
 from weft.cli.dtype import Dtype
@@ -14,7 +17,8 @@ from weft.config import choice_from
 from weft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from weft.algebra import Method
+    from weft.adapter import Adapter
+    from weft.algebra import Costed, Method
 
 
 def combine(
@@ -47,6 +51,17 @@ def combine(
     factors_only: Annotated[
         bool, typer.Option("--factors-only", help="Leave out what was trained whole, such as heads and biases.")
     ] = False,
+    base: lorahub.BaseModel = None,
+    examples: lorahub.Examples = None,
+    held_out: lorahub.HeldOut = None,
+    budget: lorahub.Budget = None,
+    bounds: lorahub.Bounds = None,
+    penalty: lorahub.Penalty = None,
+    batch_size: lorahub.BatchSize = None,
+    messages_column: lorahub.MessagesColumn = None,
+    prompt_column: lorahub.PromptColumn = None,
+    completion_column: lorahub.CompletionColumn = None,
+    text_column: lorahub.TextColumn = None,
     modules: Annotated[bool, typer.Option("--modules", help="One row for each module, not for each kind.")] = False,
     any_base: Annotated[bool, typer.Option("--any-base", help="Combine also what names different bases.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is in use.")] = False,
@@ -66,6 +81,9 @@ def combine(
     (`--seed`) and rescaled. These are of no low rank: the ranks that went in, added up, are what they get unless you
     say otherwise, and the table shows what that cost.
 
+    By a few examples of a new task: `lorahub`, the weighted sum whose weights have the lowest loss on `--examples`,
+    found by a search without gradients. This one needs the base.
+
     Examples:
 
         weft combine runs/a runs/b --output both
@@ -75,40 +93,71 @@ def combine(
         weft combine runs/a runs/b runs/c --method svd --rank 16 --dtype bfloat16 --output small
 
         weft combine runs/a runs/b --method ties --density 0.2 --output merged
+
+        weft combine runs/* --method lorahub --examples few.jsonl --held-out more.jsonl --output for-the-task
     """
     from weft.algebra import combine_with_costs
     from weft.formats import load
     from weft.model.new_folder import check_output
 
     paths = named_paths(adapters)
-    chosen = _method(method, density, seed)
-    given = None if weights is None else _weights(weights)
-    check_output(output, overwrite, keep=paths.values())
-    loaded = [load(path) for path in paths.values()]
-    if factors_only:
-        loaded = [replace(adapter, tensors={}) for adapter in loaded]
-    costed = combine_with_costs(
-        loaded,
-        chosen,
-        given,
-        rank=rank,
-        energy=energy,
-        error=error,
-        any_base=any_base,
-        names=list(paths),
-        progress=tracked("combining"),
+    search = lorahub.SearchOptions(
+        base,
+        examples,
+        held_out,
+        budget,
+        bounds,
+        penalty,
+        batch_size,
+        messages_column,
+        prompt_column,
+        completion_column,
+        text_column,
     )
+    if method == lorahub.METHOD:
+        lorahub.check(search, {"weights": weights, "density": density, "seed": seed})
+    else:
+        lorahub.require_unused(search, method)
+        chosen = _method(method, density, seed)
+        given = None if weights is None else _weights(weights)
+    check_output(output, overwrite, keep=paths.values())
+    loaded = {name: load(path) for name, path in paths.items()}
+    if factors_only:
+        loaded = {name: replace(adapter, tensors={}) for name, adapter in loaded.items()}
+    found = None
+    if method == lorahub.METHOD:
+        found = lorahub.compose(loaded, search, rank=rank, energy=energy, error=error, any_base=any_base)
+        costed = found.costed
+    else:
+        costed = combine_with_costs(
+            list(loaded.values()),
+            chosen,
+            given,
+            rank=rank,
+            energy=energy,
+            error=error,
+            any_base=any_base,
+            names=list(loaded),
+            progress=tracked("combining"),
+        )
     in_dtype(costed.adapter, dtype).save(output)
     if as_json:
-        print_json(document(costed, output))
+        print_json(document(costed, output) | (lorahub.document(found) if found is not None else {}))
         return
-    inputs = costed.adapter.provenance["lineage"]["inputs"]
+    if found is not None:
+        lorahub.show(found)
+    else:
+        results().print(_inputs(costed, loaded))
+    show(costed, output, modules)
+
+
+def _inputs(costed: "Costed", loaded: Mapping[str, "Adapter"]) -> Table:
+    """What went in, with its weights."""
     rows = [("adapter", "weight", "modules", "ranks")]
-    for entry, value in zip(inputs, loaded, strict=True):
+    for entry, value in zip(costed.adapter.provenance["lineage"]["inputs"], loaded.values(), strict=True):
         ranks = sorted({factors.rank for factors in value.factors.values()})
         rows.append((entry["name"], f"{entry['weight']:g}", str(len(value.factors)), ", ".join(map(str, ranks))))
-    results().print(table(rows, right=rows[0][1:]))
-    show(costed, output, modules)
+    return table(rows, right=rows[0][1:])
 
 
 def _method(name: str, density: float | None, seed: int | None) -> "Method":

@@ -18,6 +18,7 @@ _EXTRAS = {
     "rouge_score": "train",
     "sacrebleu": "train",
     "matplotlib": "train",
+    "nevergrad": "hub-search",
 }
 
 

@@ -14,37 +14,45 @@ if TYPE_CHECKING:
     from weft.training.curve import RankCurve, rank_curve
     from weft.training.evaluation import EvalResult, evaluate
     from weft.training.job import run
+    from weft.training.lorahub import Composition, search_weights
     from weft.training.result import RunResult
     from weft.training.trainer import AdapterTrainer
+    from weft.training.weight_search import WeightSearch
 
 __all__ = [
     "AdapterTrainer",
     "Base",
+    "Composition",
     "EvalResult",
     "RankCurve",
     "RunConfig",
     "RunResult",
     "TextDataset",
+    "WeightSearch",
     "evaluate",
     "load_base",
     "load_text",
     "rank_curve",
     "run",
+    "search_weights",
 ]
 
 # transformers takes seconds to import, so what needs it is imported when it is first asked for.
 _HOMES = {
     "AdapterTrainer": "weft.training.trainer",
     "Base": "weft.training.base",
+    "Composition": "weft.training.lorahub",
     "EvalResult": "weft.training.evaluation",
     "RankCurve": "weft.training.curve",
     "RunResult": "weft.training.result",
     "TextDataset": "weft.data.text",
+    "WeightSearch": "weft.training.weight_search",
     "evaluate": "weft.training.evaluation",
     "load_base": "weft.training.base",
     "load_text": "weft.data.text",
     "rank_curve": "weft.training.curve",
     "run": "weft.training.job",
+    "search_weights": "weft.training.lorahub",
 }
 
 
