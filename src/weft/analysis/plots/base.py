@@ -46,7 +46,7 @@ def amplification_figure(comparisons: Sequence[BaseComparison], norms: Sequence[
         axes.legend(fontsize=7, loc="lower right")
     axes.set_xlabel("norm of W in the directions of the change", fontsize=8)
     axes.set_ylabel("norm of the change", fontsize=8)
-    axes.tick_params(labelsize=7.5)
+    axes.tick_params(which="both", labelsize=7.5)
     axes.grid(alpha=0.5)
     return figure
 

@@ -50,19 +50,15 @@ def depth_figure(pair: PairSimilarity) -> Figure:
     }
     for panel, (title, measured) in zip(panels, measures.items(), strict=True):
         values = [value for value, _ in measured]
-        chances = [chance for _, chance in measured if chance is not None]
         points = [(block, value) for block, value in zip(blocks, values, strict=True) if value is not None]
         if points:
             panel.scatter(*zip(*points, strict=True), s=8, color=SERIES[0], alpha=0.7, linewidths=0)
+        chances = [(block, chance) for block, (_, chance) in zip(blocks, measured, strict=True) if chance is not None]
         if chances:
-            panel.axhline(
-                sum(chances) / len(chances),
-                color=INK,
-                alpha=0.6,
-                linewidth=0.9,
-                linestyle="--",
+            panel.scatter(
+                *zip(*sorted(set(chances)), strict=True), marker="_", s=30, color=INK, alpha=0.7, linewidths=0.9
             )
-            panel.set_title("- - by chance", loc="right", fontsize=7, fontweight="normal")
+            panel.set_title("– by chance", loc="right", fontsize=7, fontweight="normal")  # noqa: RUF001  # the marker
         panel.axhline(0, color=LINE, linewidth=0.8)
         panel.set_title(title, loc="left", fontsize=8, fontweight="normal")
         panel.set_xlabel("block", fontsize=8)

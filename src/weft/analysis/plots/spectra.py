@@ -37,7 +37,7 @@ def spectra_figure(kinds: Mapping[str, Sequence[ModuleNumbers]]) -> Figure:
         label_powers(panel.yaxis)
         panel.set_title(shortened(kind), loc="left")
         panel.grid(alpha=0.7)
-        panel.tick_params(labelsize=7.5)
+        panel.tick_params(which="both", labelsize=7.5)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     for panel in panels[len(kinds) :]:
         panel.axis("off")
