@@ -48,6 +48,7 @@ COMMANDS = {
     "combine": "algebra",
     "algebra": "algebra",
     "extract": "extract",
+    "library": "library",
 }
 """Benchmark -> the module that measures it."""
 
@@ -220,6 +221,11 @@ def _losses(row: Row, name: str, quantity: str) -> str:
     return " / ".join(f"{loss:.3f}" for loss in row.figures[name][quantity])
 
 
+def _library(rows: Sequence[Row]) -> str:
+    lines = [(name, *(_time(row, name) for row in rows)) for name in rows[0].figures]
+    return _table(("", *(f"{row.setting['adapters']:,} adapters" for row in rows)), lines)
+
+
 def _reproduce(rows: Sequence[Row]) -> str:
     """The command of each benchmark, by the machine that its newest result comes from."""
     machines: dict[str, list[tuple[str, str, str]]] = {}
@@ -306,6 +312,7 @@ _TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "combine": _errors("Combine two adapters of rank 16 at rank 16, per module"),
     "algebra": _algebra,
     "extract": _errors("Extract rank 16 from a dense change"),
+    "library": _library,
 }
 
 _SECTIONS = (
@@ -341,6 +348,13 @@ _SECTIONS = (
         "From the factors alone. peft's svd forms the dense sum and its full SVD; its defaults ask for all of the "
         "singular vectors, and the thin SVD is the best that its user can choose.",
         ("combine", "algebra", "extract"),
+        "",
+    ),
+    (
+        "A library",
+        "Each search opens the library first; `similar` computes the cosine of the ten nearest exactly. Commands are "
+        "whole interpreters' lives.",
+        ("library",),
         "",
     ),
     ("One layer", "", ("layer",), ""),

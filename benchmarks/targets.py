@@ -193,5 +193,9 @@ TARGETS = (
         )
         for name in ("combine, svd", "resize to rank 8", "inspect")
     ),
+    *(
+        Target(f"open and search a library, {name}", "library", name, 50.0, unit=_MS, where={"adapters": (10_000,)})
+        for name in ("text", "base", "tag", "all of these", "similar")
+    ),
     Target("import weft over import torch", "imports", "weft", 1.1, "torch"),
 )

@@ -7,7 +7,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import algebra, attach, extract, generate, imports, layer, lorahub, merge, nested_ranks, step, train
+from benchmarks import (
+    algebra,
+    attach,
+    extract,
+    generate,
+    imports,
+    layer,
+    library,
+    lorahub,
+    merge,
+    nested_ranks,
+    step,
+    train,
+)
 from benchmarks.harness import Case, Cases, Options, compare, measured
 from benchmarks.records import RESULTS, Row, append, newest
 from benchmarks.report import DOCS, page, write
@@ -21,7 +34,11 @@ def row(figures: dict[str, list[float]], when: str = "2026-01-01", **setting: st
 
 
 @pytest.mark.parametrize(
-    "cases", [attach.cases, algebra.cases, extract.cases, generate.cases, layer.cases, merge.cases, step.cases]
+    "cases",
+    [
+        *(attach.cases, algebra.cases, extract.cases, generate.cases, layer.cases, library.cases, merge.cases),
+        step.cases,
+    ],
 )
 def test_each_runs_and_its_rows_are_read_back(cases: Cases, tmp_path: Path) -> None:
     found = list(measured(cases(TINY), Console(quiet=True)))
@@ -117,7 +134,7 @@ def test_the_newest_row_of_a_setting_counts(tmp_path: Path) -> None:
 
 
 def full_run() -> list[Case]:
-    modules = (algebra, attach, extract, generate, imports, layer, merge, nested_ranks, step, train)
+    modules = (algebra, attach, extract, generate, imports, layer, library, merge, nested_ranks, step, train)
     return [case for module in modules for case in module.cases(Options())]
 
 

@@ -92,11 +92,10 @@ def prune(
     library = Library(place)
     nbytes, count = library.trash_bytes(), len(library.removed())
     what = f"{count} adapter{'' if count == 1 else 's'}, {size(nbytes)}"
-    gone = []
-    if nbytes and (yes or typer.confirm(f"Delete {what} for good?", err=True)):
-        gone = library.prune()
+    sure = bool(nbytes) and (yes or typer.confirm(f"Delete {what} for good?", err=True))
+    gone = library.prune() if sure else []
     if as_json:
-        print_json({"deleted": [found.to_dict() for found in gone], "bytes": nbytes if gone else 0})
+        print_json({"deleted": [found.to_dict() for found in gone], "bytes": nbytes if sure else 0})
         return
-    said = f"deleted {what}" if gone else "nothing was deleted" if nbytes else "the trash is empty"
+    said = f"deleted {what}" if sure else "nothing was deleted" if nbytes else "the trash is empty"
     results().print(said, markup=False, soft_wrap=True)
