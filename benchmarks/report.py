@@ -352,7 +352,7 @@ _SECTIONS = (
     ),
     (
         "A library",
-        "Each search opens the library first; `similar` computes the cosine of the ten nearest exactly. Commands are "
+        "Each search opens the library first; `similar` computes the cosine of the five nearest exactly. Commands are "
         "whole interpreters' lives.",
         ("library",),
         "",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -85,7 +86,6 @@ def test_a_name_that_two_want_goes_to_one_of_them(tmp_path: Path) -> None:
 
 _EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 CHANGES: dict[str, Callable[[Library], object]] = {
-    "add": lambda library: library.add(adapter(1), "new"),
     "replace": lambda library: library.add(adapter(1), "old", replace=True),
     "edit": lambda library: library.edit("old", rename="older", tags=["t"]),
     "remove": lambda library: library.remove("old"),
@@ -133,6 +133,26 @@ def test_a_process_killed_at_any_step_of_a_change_leaves_whole_adapters(change: 
             return
         assert code == -signal.SIGKILL
     raise AssertionError("it never ended by itself")
+
+
+@pytest.mark.parametrize("change", ["add", "edit"])
+def test_a_process_killed_while_it_writes_leaves_nothing_half_written(change: str, tmp_path: Path) -> None:
+    library = Library(tmp_path / "library")
+    before = library.add(adapter(0), "old").manifest
+
+    def killed() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # a file that grows beyond the limit kills, at that very byte
+        resource.setrlimit(resource.RLIMIT_FSIZE, (33_000, 33_000))
+        if change == "add":
+            library.add(adapter(1, rank=200), "big")
+        else:
+            library.edit("old", description="long " * 20_000)
+
+    assert ended(started(killed)) == -signal.SIGXFSZ
+    assert library.adapters() == [before]
+    assert library.verify() == []
+    assert same(library.load("old"), adapter(0))
+    assert len(list((library.path / "staging").iterdir())) >= 1, "what it was writing is set aside"
 
 
 def test_a_locked_library_says_so_and_can_be_read(tmp_path: Path) -> None:

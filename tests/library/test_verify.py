@@ -68,6 +68,14 @@ def test_a_damaged_adapter_that_is_added_again_keeps_what_is_said_of_it(library:
     assert library.verify() == []
 
 
+def test_an_adapter_at_the_address_of_another_is_found(library: Library) -> None:
+    (library.path / "objects" / "00").mkdir()
+    shutil.move(library.folder("two"), library.path / "objects" / "00" / ("0" * 64))
+    problems = {problem.sort: problem for problem in library.verify()}
+    assert problems.keys() == {"damaged", "missing"}
+    assert f"holds another adapter: its digest is {library['two'].digest}" in problems["damaged"].message
+
+
 def test_missing_stray_and_abandoned_are_told_apart(library: Library, tmp_path: Path) -> None:
     shutil.copytree(library.folder("one"), tmp_path / "copy")
     digest = library["one"].digest

@@ -33,7 +33,7 @@ def adapter(
         return noise if near is None else getattr(near.factors[path], name) + noise / 3
 
     factors = {
-        path: LowRank(draw(path, "B", out, rank), draw(path, "A", rank, width), 0.5)
+        path: LowRank(draw(path, "B", out, rank), draw(path, "A", rank, width), 0.5 if "q" in path else 2.0)
         for path, (out, width) in SHAPES.items()
     }
     config = LoRAConfig(rank=rank, alpha=rank / 2, targets=("q", "v"))

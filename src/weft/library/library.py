@@ -230,7 +230,7 @@ class Library:
         tags: Iterable[str] = (),
         similar: "str | Adapter | None" = None,
         limit: int | None = 20,
-        exact: int = 10,
+        exact: int = 5,
     ) -> list[Found]:
         """The adapters that meet all conditions, the most similar, else the most relevant, else the newest first.
 

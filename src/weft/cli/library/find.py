@@ -62,7 +62,7 @@ def search(
     ] = None,
     exact: Annotated[
         int, typer.Option(min=0, help="With --similar: for how many to compute the cosine from the factors.")
-    ] = 10,
+    ] = 5,
     limit: Annotated[int, typer.Option(min=0, help="The most to show; 0 for all.")] = 20,
     place: Place = None,
     as_json: AsJson = False,
