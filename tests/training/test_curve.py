@@ -15,9 +15,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 import weft
 from weft.errors import BaseMismatchError, ConfigError, DataError
 from weft.linalg import LowRank
+from weft.model.prefix import NESTED
 from weft.training import TextDataset, evaluate, load_text
 from weft.training.curve import RankCurve, RankPoint, at_rank, chosen, is_nested, ordered, rank_curve
-from weft.training.nested import NESTED
 
 RANK = 8
 CONFIG = weft.LoRAConfig(rank=RANK, alpha=4, rank_pattern={"v_proj": 3})
@@ -98,6 +98,13 @@ def test_a_nested_adapter_s_points_are_its_prefixes(
             path: LowRank(f.B[:, : point.rank], f.A[: point.rank], f.scaling) for path, f in adapter.factors.items()
         }
         assert point.loss == pytest.approx(loss(dataclasses.replace(adapter, factors=factors)), rel=1e-6)
+
+
+def test_one_that_is_trained_further_is_nested_no_more(model: LlamaForCausalLM, adapter: weft.Adapter) -> None:
+    one = nested(adapter, [1, 2, 4, 8])
+    weft.attach(model, one, name="kept")
+    weft.attach(model, one, name="trained", trainable=True)
+    assert [is_nested(weft.collect(model, name)) for name in ("kept", "trained")] == [True, False]
 
 
 def test_a_sum_of_nested_adapters_is_not_nested(adapter: weft.Adapter) -> None:
@@ -248,6 +255,8 @@ def test_what_cannot_be_evaluated_is_one_message(
     fails(DataError, "the data set has one row", dataset=TextDataset(data.examples[:1]))
     empty = dataclasses.replace(adapter, factors={}, layouts={}, tensors={"lm_head.weight": torch.zeros(2)})
     fails(ConfigError, "this adapter has no factors", adapter=empty)
+    with pytest.raises(ConfigError, match="rank: expected 1 or more, found 0"):
+        at_rank(adapter, 0)
     path, value = next(iter(adapter.factors.items()))
     broken = dataclasses.replace(adapter, factors={**adapter.factors, path: value * 1.0})
     broken.factors[path].B.data[0, 0] = float("nan")

@@ -15,10 +15,10 @@ import weft
 from weft.data.packed import PackedCollator
 from weft.data.text import Collator
 from weft.errors import ConfigError
-from weft.model.prefix import factors_of, prefix
+from weft.model.prefix import NESTED, factors_of, prefix
 from weft.training import AdapterTrainer, RunConfig, TextDataset, load_text, run
 from weft.training.checkpoint import trained_tensors
-from weft.training.nested import NESTED, Nesting, powers_of_two, sort
+from weft.training.nested import Nesting, powers_of_two, sort
 
 CONFIG = weft.LoRAConfig(rank=8, dropout=0.1, rank_pattern={"v_proj": 3})
 
@@ -131,6 +131,19 @@ def test_resumed_from_any_step_it_ends_in_the_same_weights(base: Path, data: Tex
         again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True)), step
         assert weft.collect(again.attached).provenance[NESTED] == [1, 2, 4, 8]
+
+
+def test_only_weights_of_the_second_half_are_called_nested(
+    model: LlamaForCausalLM, data: TextDataset, tmp_path: Path
+) -> None:
+    """The best ones may be those of the first half: they are plain."""
+    weft.attach(model, CONFIG)
+    made = trainer(model, data, tmp_path, max_steps=6, save_strategy="steps", save_steps=1)
+    made.train()
+    for step, nested in ((2, False), (4, True), (3, False), (6, True)):
+        made.state.best_global_step = step
+        made.load_best()
+        assert (NESTED in weft.collect(model).provenance) == nested
 
 
 def test_a_run_says_that_it_was_nested_and_leaves_plain_lora(pairs: Path, base: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from weft.model.merge import unmerge
 from weft.model.modules import Survey
 from weft.model.parts import loaded_parts, new_parts
 from weft.model.plan import plan_of
+from weft.model.prefix import NESTED
 from weft.model.state import (
     Attached,
     ModelState,
@@ -98,7 +99,8 @@ def attach(
         if not any_base:
             _check_base(source, base)
         parts = loaded_parts(survey, source, bool(trainable))
-        record = Attached(source.config, bool(trainable), source.base or base, source.provenance)
+        origin = {key: value for key, value in source.provenance.items() if not (trainable and key == NESTED)}
+        record = Attached(source.config, bool(trainable), source.base or base, origin)
 
     state = ensure_state(model)
     for part in parts:

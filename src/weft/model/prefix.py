@@ -13,6 +13,9 @@ from weft.model.modules import adapted_modules
 from weft.model.state import require_adapter, state_of
 from weft.nn import Factors
 
+NESTED = "nested_ranks"
+"""Where an adapter's provenance has the ranks whose prefixes were trained, ascending; see `weft.training.nested`."""
+
 
 def factors_of(model: nn.Module, name: str = "default") -> list[Factors]:
     """The factors of an attached adapter, in the order of the model's modules.

@@ -28,11 +28,11 @@ from weft.data.text import TextDataset
 from weft.errors import ConfigError, DataError
 from weft.linalg import LowRank
 from weft.model import activate, active, attach, detach
-from weft.model.prefix import factors_of, prefix
+from weft.model.prefix import NESTED, factors_of, prefix
 from weft.model.state import has_state, state_of
 from weft.nn import Factors
 from weft.training.evaluation import RowScores, score_rows
-from weft.training.nested import NESTED, powers_of_two
+from weft.training.nested import powers_of_two
 
 Interval = tuple[float, float]
 """The ends of a 95% interval."""
@@ -195,7 +195,13 @@ def ordered(adapter: Adapter) -> Adapter:
 
 
 def at_rank(adapter: Adapter, rank: int) -> Adapter:
-    """The adapter with the rank of each module reduced to `rank` where it is higher; the whole one as it is."""
+    """The adapter with the rank of each module reduced to `rank` where it is higher; the whole one as it is.
+
+    Raises:
+        ConfigError: a rank below 1, or an adapter without factors.
+    """
+    if rank < 1:
+        raise ConfigError(f"rank: expected 1 or more, found {rank}; rank 0 is the base alone")
     if rank >= _whole_rank(adapter):
         return adapter
     values = ordered(adapter).factors

@@ -24,19 +24,16 @@ from torch.optim import Optimizer
 
 from weft.errors import ConfigError
 from weft.linalg import LowRank
-from weft.model.prefix import factors_of, prefix
+from weft.model.prefix import NESTED, factors_of, prefix
 from weft.model.state import state_of
 from weft.nn import Factors
-
-NESTED = "nested_ranks"
-"""Where an adapter's provenance has the ranks that were trained, ascending."""
 
 
 class Nesting:
     """Which rank takes part in which optimizer step of a model's trainable adapters.
 
     It depends on the seed and the number of the step alone, so that a resumed run, and each of several processes,
-    finds the same. The adapters' provenance says from now on that they are nested.
+    finds the same. The adapters' provenance says that they are nested from the second half on.
 
     Args:
         model: with adapters attached.
@@ -49,22 +46,19 @@ class Nesting:
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         self.seed = seed
-        self.factors: list[Factors] = []
-        self._sorted = False
-        adapters = state_of(model).adapters
-        for name, record in adapters.items():
-            own = factors_of(model, name) if record.trainable else []
-            if any(each.offset() is not None for each in own):
-                raise ConfigError(
-                    f"nested: the initializer {record.config.init.name!r} starts from a part of the weight, which is "
-                    "taken off again when the adapter is saved, so that its prefixes would not be what was trained; "
-                    "use another init, or turn nested off"
-                )
-            if own:
-                ranks = powers_of_two(max(each.rank for each in own))
-                adapters[name] = replace(record, provenance={**record.provenance, NESTED: list(ranks)})
-            self.factors += own
+        self._adapters = state_of(model).adapters
+        self._own = {name: factors_of(model, name) for name, record in self._adapters.items() if record.trainable}
+        self.factors = [each for own in self._own.values() for each in own]
         self.ranks = powers_of_two(max((each.rank for each in self.factors), default=1))
+        self._begun = False
+        for name, own in self._own.items():
+            if any(each.offset() is not None for each in own):
+                init = self._adapters[name].config.init.name
+                raise ConfigError(
+                    f"nested: the initializer {init!r} starts from a part of the weight, which is taken off again when "
+                    "the adapter is saved, so that its prefixes would not be what was trained; use another init, or "
+                    "turn nested off"
+                )
 
     def step(self, step: int, steps: int, optimizer: Optimizer) -> AbstractContextManager[None]:
         """A ``with`` block in which the rank of a step takes part: for its forward and backward passes.
@@ -72,19 +66,29 @@ class Nesting:
         Args:
             step: its number, from 0.
             steps: of the whole run.
-            optimizer: forgets its moments of the factors when these are sorted, which is done in the first step
-                of the second half.
+            optimizer: forgets its moments of the factors when these are sorted, in the first step of the second half.
         """
         rank = self.rank_at(step, steps)
         if rank is None:
             return nullcontext()
-        if step == steps // 2 and not self._sorted:  # a step may have several batches
-            sort(self.factors)
-            for each in self.factors:
-                for parameter in (each.lora_A, each.lora_B):
-                    optimizer.state.pop(parameter, None)
-            self._sorted = True
+        if not self._begun:  # a step may have several batches
+            if step == steps // 2:  # else it was done before the run was resumed
+                sort(self.factors)
+                for each in self.factors:
+                    for parameter in (each.lora_A, each.lora_B):
+                        optimizer.state.pop(parameter, None)
+            self._begun = True
+            self.mark(step + 1, steps)
         return prefix(self.factors, rank)
+
+    def mark(self, done: int, steps: int) -> None:
+        """Makes the adapters' provenance say what holds of the weights after so many of all steps: nested or not."""
+        for name, own in self._own.items():
+            record = self._adapters[name]
+            provenance = {key: value for key, value in record.provenance.items() if key != NESTED}
+            if own and done > steps // 2:
+                provenance[NESTED] = list(powers_of_two(max(each.rank for each in own)))
+            self._adapters[name] = replace(record, provenance=provenance)
 
     def rank_at(self, step: int, steps: int) -> int | None:
         """The rank of a step; None for the whole, in the first half."""

@@ -163,6 +163,7 @@ class AdapterTrainer(Trainer):
         if not step:
             return None
         load_state(self.attached, Path(str(self.args.output_dir)) / f"checkpoint-{step}")
+        self._mark(step)
         return int(step)
 
     def _prefix(self) -> AbstractContextManager[None]:
@@ -171,6 +172,11 @@ class AdapterTrainer(Trainer):
             return nullcontext()
         assert self.optimizer is not None
         return self._nesting.step(self.state.global_step, self.state.max_steps, self.optimizer)
+
+    def _mark(self, step: int) -> None:
+        """Says of weights that were read back, and not trained, whether they are nested."""
+        if self._nesting is not None:
+            self._nesting.mark(step, self.state.max_steps)
 
     def _packable(self) -> PreTrainedModel:
         """The model, if it can take packed batches."""
@@ -186,6 +192,7 @@ class AdapterTrainer(Trainer):
         """The end of a run whose last step is done already."""
         load_state(self.attached, checkpoint)
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        self._mark(self.state.global_step)
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         return TrainOutput(self.state.global_step, losses[-1] if losses else float("nan"), {})
 
