@@ -31,7 +31,7 @@ from weft.model import activate, active, attach, detach
 from weft.model.prefix import NESTED, factors_of, prefix
 from weft.model.state import has_state, state_of
 from weft.nn import Factors
-from weft.training.evaluation import RowScores, score_rows
+from weft.training.evaluation import RowScorer, RowScores
 from weft.training.nested import powers_of_two
 
 Interval = tuple[float, float]
@@ -149,11 +149,12 @@ def rank_curve(
     if len(dataset) < 2:
         raise DataError("the data set has one row; evaluate on two at least, better on hundreds")
 
+    scorer = RowScorer(model, tokenizer, dataset, batch_size=batch_size)
     found: dict[int, RowScores] = {}
 
     def evaluate(rank: int) -> None:
         progress(rank)
-        found[rank] = score_rows(model, tokenizer, dataset, batch_size=batch_size)
+        found[rank] = scorer.scores()
 
     with _attached(model, adapter, any_base):
         with active(model, None):

@@ -80,7 +80,7 @@ def evaluate(
         max_new_tokens: tokens in an answer at most.
         cache: of the frozen blocks' output, open on this model, if the data set is one of its.
     """
-    scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, cache=cache)
+    scores = RowScorer(model, tokenizer, dataset, batch_size=batch_size, cache=cache).scores()
     tokens = int(scores.tokens.sum())
     mean = scores.mean_loss
     answers = generate_answers(model, tokenizer, dataset, generate_rows, batch_size, max_new_tokens)
@@ -113,18 +113,6 @@ class RowScores:
     def mean_loss(self) -> float:
         """The mean over all learned tokens, in nats."""
         return float(self.loss.sum()) / int(self.tokens.sum())
-
-
-def score_rows(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: TextDataset,
-    *,
-    batch_size: int = 8,
-    cache: FrozenCache | None = None,
-) -> RowScores:
-    """Scores each row of a text data set with the adapters that are active now; arguments as of `evaluate`."""
-    return RowScorer(model, tokenizer, dataset, batch_size=batch_size, cache=cache).scores()
 
 
 class RowScorer:
