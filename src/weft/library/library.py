@@ -95,13 +95,7 @@ class Library:
         Raises:
             ConfigError: there is no such adapter.
         """
-        digest = self[name].digest
-        try:
-            return self._load(digest)
-        except FormatError as error:
-            if name not in self:
-                raise ConfigError(f"{name!r} went from the library at {self.path} while it was read") from error
-            raise FormatError(f"{error}; `weft library verify` says how the library is") from error
+        return self._load(self[name].digest)
 
     def add(
         self,
@@ -303,9 +297,17 @@ class Library:
         return (repaired if repair else verify)(self._store, progress or (lambda digest: None))
 
     def _load(self, digest: str) -> "Adapter":
+        """An adapter that the index has, or had a moment ago: one that is being removed is read in the trash."""
         from weft.formats import load
 
-        return load(self._store.objects.place(digest))
+        places = [self._store.objects.place(digest, removed=removed) for removed in (False, True, False)]
+        for place in places[:-1]:
+            try:
+                return load(place)
+            except FormatError:
+                if place.exists():
+                    raise
+        return load(places[-1])
 
     def _query(self, index: Index, similar: "str | Adapter") -> Query:
         """What is asked for by an adapter, or by the name of one in the library."""

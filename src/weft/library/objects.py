@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,16 +101,21 @@ class Objects:
                     yield folder.name, folder
 
     def strangers(self) -> Iterator[Path]:
-        """What stands among the adapters and is none."""
-        known = {folder for removed in (False, True) for _, folder in self.all(removed=removed)}
-        for parent in [self.trash, *_folders(self.kept)]:
-            yield from (path for path in sorted(_entries(parent)) if path not in known)
-        yield from (path for path in sorted(_entries(self.kept)) if not path.is_dir())
+        """What stands among the adapters and is none, by its name or place."""
+        for removed, parents in ((True, [self.trash]), (False, sorted(_folders(self.kept)))):
+            for path in (path for parent in parents for path in sorted(_entries(parent))):
+                if not _DIGEST.fullmatch(path.name) or self.place(path.name, removed=removed) != path:
+                    yield path
+        yield from (path for path in sorted(_entries(self.kept)) if path.is_file())
 
     def abandoned(self) -> list[Path]:
         """What processes that are long gone left in the staging folder."""
-        before = time.time() - _ABANDONED
-        return [path for path in sorted(_entries(self.staging)) if path.stat().st_mtime < before]
+        before, found = time.time() - _ABANDONED, []
+        for path in sorted(_entries(self.staging)):
+            with suppress(FileNotFoundError):  # its process has just finished
+                if path.stat().st_mtime < before:
+                    found.append(path)
+        return found
 
 
 def folder_bytes(folder: Path) -> int:

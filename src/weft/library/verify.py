@@ -1,5 +1,6 @@
 """Looking over a whole library: every adapter read again, and what is wrong named; the index made anew."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from weft.formats import load
 from weft.library import index
 from weft.library.base import row_of_base
 from weft.library.describe import manifest_of
-from weft.library.index import DamagedIndexError
+from weft.library.index import DamagedIndexError, Index
 from weft.library.manifest import Manifest
 from weft.library.record import NewerRecordError, Record, file_sums
 from weft.library.sketch import sketch
@@ -51,11 +52,14 @@ def verify(store: Store, progress: Callable[[str], object]) -> list[Problem]:
     for removed in (False, True):
         for digest, folder in list(store.objects.all(removed=removed)):
             progress(digest)
-            problem = _problem(store, digest, folder, removed, indexed=damage is None)
-            if problem is not None and folder.exists():  # else somebody moved it meanwhile
+            for _ in range(2):  # somebody may have moved it while it was read
+                problem = _problem(store, digest, folder, removed, indexed=damage is None)
+                if problem is None or problem.sort != "damaged":
+                    break
+            if problem is not None and folder.exists():
                 problems.append(problem)
     if damage is None:
-        problems += _missing(store)
+        problems = _settled(store, [*problems, *_missing(store)])
     stray = "it is no adapter of this library; move it elsewhere"
     left = "a process that wrote here was killed; --repair deletes it"
     problems += [Problem("stray", None, None, path, stray) for path in store.objects.strangers()]
@@ -141,21 +145,45 @@ def _problem(store: Store, digest: str, folder: Path, removed: bool, *, indexed:
     return None
 
 
+def _settled(store: Store, problems: list[Problem]) -> list[Problem]:
+    """Without what only looked wrong, between the two halves of another process's change."""
+    doubtful = [problem for problem in problems if problem.digest and problem.sort in ("stray", "index", "missing")]
+    if not doubtful:
+        return problems
+    fine = []
+    try:
+        with store.changing() as change:  # nobody is in the middle of one
+            fine = [problem for problem in doubtful if _agrees(store, change.index, problem.digest or "")]
+    except FormatError:
+        if os.access(store.root, os.W_OK):
+            raise
+        # Where nothing can be written, nobody is writing.
+    return [problem for problem in problems if problem not in fine]
+
+
+def _agrees(store: Store, found: Index, digest: str) -> bool:
+    """Whether the index and the folders say the same of an adapter."""
+    noted = found.get(digest)
+    places = [store.objects.place(digest, removed=removed) for removed in (False, True)]
+    if noted is None or [place.exists() for place in places] != [not noted[1], noted[1]]:
+        return noted is None and not any(place.exists() for place in places)
+    try:
+        return Record.read(places[noted[1]]).manifest == noted[0]
+    except FormatError:
+        return False
+
+
 def _missing(store: Store) -> list[Problem]:
     """Adapters that are in the index alone."""
     with store.reading() as found:
         noted = found.everything()
-    problems = []
-    for digest, (manifest, removed) in noted.items():
-        folder = store.objects.place(digest, removed=removed)
-        if folder.exists():
-            continue
-        with store.reading() as found:
-            now = found.get(digest)
-        if now == (manifest, removed) and not folder.exists():
-            message = "its folder is gone; add the adapter again from a copy, or let --repair forget it"
-            problems.append(Problem("missing", manifest.name, digest, folder, message))
-    return problems
+    message = "its folder is gone; add the adapter again from a copy, or let --repair forget it"
+    places = {digest: store.objects.place(digest, removed=removed) for digest, (_, removed) in noted.items()}
+    return [
+        Problem("missing", noted[digest][0].name, digest, place, message)
+        for digest, place in places.items()
+        if not place.exists()
+    ]
 
 
 def _sound(folder: Path, digest: str) -> Record:
