@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 def combine(
     adapters: Annotated[
-        list[str], typer.Argument(help="The adapters: PATH or NAME=PATH, or folders of runs.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="The adapters: PATH or NAME=PATH; folders of runs and names in the library too.", show_default=False
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "--out", "-o", help="The folder to write.", show_default=False)],
     method: Annotated[str, typer.Option("--method", "-m", help="How; see above.")] = "linear",

@@ -18,7 +18,10 @@ _BAR = 10
 
 
 def curve(
-    adapter: Annotated[Path, typer.Argument(help="The adapter, or the folder of a run.", show_default=False)],
+    adapter: Annotated[
+        Path,
+        typer.Argument(help="The adapter, the folder of a run, or a name in the library.", show_default=False),
+    ],
     data: options.Data,
     base: Annotated[str, typer.Option(help="The base model: a folder, a hub id, or `bundled`.")] = "bundled",
     ranks: Annotated[

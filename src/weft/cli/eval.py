@@ -14,7 +14,8 @@ def evaluate(
     data: options.Data,
     base: Annotated[str, typer.Option(help="The base model: a folder, a hub id, or 'bundled'.")] = "bundled",
     adapter: Annotated[
-        list[Path] | None, typer.Option(help="An adapter, or the folder of a run; repeat it to compare several.")
+        list[Path] | None,
+        typer.Option(help="An adapter, the folder of a run, or a name in the library; repeat it for several."),
     ] = None,
     split: options.Split = "test",
     messages_column: options.MessagesColumn = "messages",

@@ -73,7 +73,7 @@ def generate(
     adapter: Annotated[
         list[str],
         typer.Option(
-            help="An adapter, or the folder of a run: PATH or NAME=PATH. Repeat it to compare several.",
+            help="An adapter, a run, or a name in the library: PATH or NAME=PATH. Repeat it to compare several.",
             show_default=False,
         ),
     ] = [],  # noqa: B006  # typer wants a list, and does not change it

@@ -25,7 +25,7 @@ def inspect(
     adapters: Annotated[
         list[str],
         typer.Argument(
-            help="The adapter, or the folder of a run; then others to compare it with. NAME=PATH names one.",
+            help="The adapter, a run, or a name in the library; then others to compare with. NAME=PATH names one.",
             metavar="ADAPTER [OTHER]...",
             show_default=False,
         ),

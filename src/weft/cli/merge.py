@@ -12,7 +12,10 @@ from weft.cli.output import errors, print_json, quiet_transformers, results, siz
 
 def merge(
     base: Annotated[str, typer.Argument(help="The base model: a folder, a hub id, or `bundled`.", show_default=False)],
-    adapter: Annotated[Path, typer.Argument(help="The adapter, or the folder of a run.", show_default=False)],
+    adapter: Annotated[
+        Path,
+        typer.Argument(help="The adapter, the folder of a run, or a name in the library.", show_default=False),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)],
     dtype: Annotated[
         Dtype | None,

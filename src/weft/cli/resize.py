@@ -12,7 +12,10 @@ from weft.cli.output import print_json, tracked
 
 
 def resize(
-    adapter: Annotated[Path, typer.Argument(help="The adapter, or the folder of a run.", show_default=False)],
+    adapter: Annotated[
+        Path,
+        typer.Argument(help="The adapter, the folder of a run, or a name in the library.", show_default=False),
+    ],
     output: Annotated[Path, typer.Option("--output", "--out", "-o", help="The folder to write.", show_default=False)],
     rank: Annotated[int | None, typer.Option(min=1, help="The largest rank of a module.", show_default=False)] = None,
     energy: Annotated[
