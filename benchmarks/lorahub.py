@@ -11,7 +11,7 @@ two draws of each, and is measured on 100 rows that nothing was chosen by. The t
 import argparse
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,17 @@ import weft
 from benchmarks.harness import Case, measured
 from benchmarks.records import RESULTS, Figures, Row, append, newest
 from weft.data.text import TextDataset, context_length, load_text
-from weft.training import Composition, RunConfig, load_base, run, search_weights
+from weft.model.weighted import weighted
+from weft.training import Base, Composition, RunConfig, WeightSearch, load_base, run, search_weights
+from weft.training.evaluation import RowScorer
+from weft.training.lorahub import Losses
+from weft.training.weight_search import Trial, search
 
 BENCHMARK = "lorahub"
 RANK, STEPS, LEARNING_RATE = 16, 100, 2e-3
 TRAIN_ROWS, FEWEST_TRAIN_ROWS, HELD_OUT_ROWS = 300, 100, 100
 EXAMPLES, DRAWS = (5, 20), 2
+RESCALED = WeightSearch(budget=14)
 
 
 @dataclass(frozen=True)
@@ -90,18 +95,47 @@ def measure(task: Task, adapters: dict[str, Path], examples: int) -> Figures:
     for draw in range(DRAWS):
         start = draw * max(EXAMPLES)
         chosen = TextDataset(rows.examples[start : start + examples])
-        for variant, quantities in _figures(search_weights(base, loaded, chosen, held_out)).items():
+        single = rescaled(base, loaded, chosen, held_out)
+        for variant, quantities in _figures(search_weights(base, loaded, chosen, held_out), single).items():
             for quantity, value in quantities.items():
                 figures.setdefault(variant, {}).setdefault(quantity, []).append(value)
     return figures
 
 
-def _figures(found: Composition) -> dict[str, dict[str, float]]:
+def rescaled(base: Base, adapters: Mapping[str, weft.Adapter], examples: TextDataset, held_out: TextDataset) -> Losses:
+    """Of one adapter at a weight of its own: both chosen by the examples, with the same search.
+
+    What a combination gains over this is not the scaling of an adapter that is too strong or too weak.
+    """
+    with weighted(base.model, list(adapters.values())) as together:
+        scorer = RowScorer(base.model, base.tokenizer, examples)
+
+        def at(place: int, weight: float) -> None:
+            together.set([weight if i == place else 0.0 for i in range(len(adapters))])
+
+        def best(place: int) -> Trial:
+            def loss(weights: Sequence[float]) -> float:
+                at(place, weights[0])
+                return scorer.scores().mean_loss
+
+            return search(loss, 1, RESCALED).best
+
+        place, found = min(((i, best(i)) for i in range(len(adapters))), key=lambda each: each[1].objective)
+        at(place, found.weights[0])
+        return Losses(found.loss, RowScorer(base.model, base.tokenizer, held_out).scores().mean_loss)
+
+
+def _figures(found: Composition, rescaled: Losses) -> dict[str, dict[str, float]]:
     """Variant -> quantity -> its figure. The best single adapter is the best on the rows that it is measured on."""
     on_examples, on_held_out = found.best_singles
     assert on_held_out is not None
     chosen, best = found.singles[on_examples].held_out, found.singles[on_held_out].held_out
-    losses = {"base": found.base, "equal weights": found.equal, "combination": found.combination}
+    losses = {
+        "base": found.base,
+        "equal weights": found.equal,
+        "single, rescaled": rescaled,
+        "combination": found.combination,
+    }
     figures = {
         name: {"loss_examples": each.examples, "loss_held_out": each.held_out or 0.0} for name, each in losses.items()
     }
@@ -139,16 +173,16 @@ def cases(tasks: Path, work: Path, names: Sequence[str], steps: int = STEPS) -> 
 
 def table(rows: Sequence[Row]) -> str:
     """Losses on the held-out rows in Markdown, a line for each case: means over the draws."""
-    variants = ("base", "equal weights", "single, by the held-out rows", "combination")
+    variants = ("base", "equal weights", "single, by the held-out rows", "single, rescaled", "combination")
     headings = (
-        *("held out", "examples", "base", "equal weights", "best single", "combination"),
+        *("held out", "examples", "base", "equal weights", "best single", "one, rescaled", "combination"),
         *("gain", "gain on the examples"),
     )
     lines = [headings, ("---",) * len(headings)]
     for row in rows:
         losses = [_mean(row.figures[variant]["loss_held_out"]) for variant in variants]
         seen = [_mean(row.figures[name]["loss_examples"]) for name in ("single, by the examples", "combination")]
-        figures = [*(f"{loss:.3f}" for loss in losses), f"{losses[2] - losses[3]:+.3f}", f"{seen[0] - seen[1]:+.3f}"]
+        figures = [*(f"{loss:.3f}" for loss in losses), f"{losses[2] - losses[-1]:+.3f}", f"{seen[0] - seen[1]:+.3f}"]
         lines.append((str(row.setting["held out"]), str(row.setting["examples"]), *figures))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
