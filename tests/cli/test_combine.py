@@ -72,6 +72,20 @@ def test_resize_gives_each_module_its_rank(llama: Made, run: Run, tmp_path: Path
     assert "1.mlp.down_proj" in shown.stdout
 
 
+def test_files_are_written_in_the_dtype_that_went_in(llama: Made, run: Run, tmp_path: Path) -> None:
+    half = {path: value.to(dtype=torch.bfloat16) for path, value in llama.adapter.factors.items()}
+    replace(llama.adapter, factors=half).save(tmp_path / "half")
+    made = {
+        torch.bfloat16: ("resize", tmp_path / "half", "--rank", "1"),
+        torch.float32: ("combine", tmp_path / "half", llama.adapter_path),
+        torch.float16: ("resize", tmp_path / "half", "--rank", "1", "--dtype", "float16"),
+    }
+    for dtype, command in made.items():
+        output = tmp_path / str(dtype)
+        assert run(*command, "--output", output).exit_code == 0
+        assert {value.dtype for value in weft.load(output).factors.values()} == {dtype}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

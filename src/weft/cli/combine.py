@@ -49,7 +49,7 @@ def combine(
         int | None, typer.Option(help="Which entries are left out, of methods that draw them.", show_default=False)
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Write in this dtype. Default: float32, or what went in, untouched.")
+        Dtype | None, typer.Option(help="Write in this dtype. Default: the widest that went in.")
     ] = None,
     factors_only: Annotated[
         bool, typer.Option("--factors-only", help="Leave out what was trained whole, such as heads and biases.")
@@ -143,7 +143,7 @@ def combine(
             names=list(loaded),
             progress=tracked("combining"),
         )
-    in_dtype(costed.adapter, dtype).save(output)
+    in_dtype(costed.adapter, dtype, loaded.values()).save(output)
     if as_json:
         print_json(document(costed, output) | (lorahub.document(found) if found is not None else {}))
         return

@@ -1,6 +1,8 @@
 """How the commands that reduce an adapter show and write what came of it."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,13 @@ if TYPE_CHECKING:
     from weft.algebra import Costed
 
 
-def in_dtype(adapter: "Adapter", dtype: Dtype | None) -> "Adapter":
-    """The adapter with its factors rounded to `dtype`, those of several modules once."""
-    if dtype is None:
-        return adapter
-    rounded = {id(value): value.to(dtype=dtype.of_torch) for value in adapter.factors.values()}
+def in_dtype(adapter: "Adapter", dtype: Dtype | None, sources: Iterable["Adapter"]) -> "Adapter":
+    """The adapter with its factors rounded to `dtype`, or else to the widest that the adapters it is made of have."""
+    import torch
+
+    found = {value.dtype for source in sources for value in source.factors.values()}
+    wanted = reduce(torch.promote_types, found) if dtype is None else dtype.of_torch
+    rounded = {id(value): value.to(dtype=wanted) for value in adapter.factors.values()}  # what is shared stays so
     return replace(adapter, factors={path: rounded[id(value)] for path, value in adapter.factors.items()})
 
 

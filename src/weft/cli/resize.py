@@ -24,7 +24,7 @@ def resize(
     error: Annotated[
         float | None, typer.Option(help="Keep each module within this relative error.", show_default=False)
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Write in this dtype. Default: float32.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Write in this dtype. Default: the adapter's own.")] = None,
     modules: Annotated[bool, typer.Option("--modules", help="One row for each module, not for each kind.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is in use.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -51,7 +51,7 @@ def resize(
     costed = resize_with_costs(
         loaded, rank=rank, energy=energy, error=error, name=str(adapter), progress=tracked("resizing")
     )
-    in_dtype(costed.adapter, dtype).save(output)
+    in_dtype(costed.adapter, dtype, [loaded]).save(output)
     if as_json:
         print_json(document(costed, output))
         return

@@ -213,9 +213,8 @@ class LowRank:
         Raises ConfigError when a factor holds NaN or infinity.
         """
         Q_B, core, Q_A = self._core()
-        check_finite(core, repr(self))
-        U, S, Vh = torch.linalg.svd(core, full_matrices=False)
-        return SVD(Q_B @ U, S, Vh @ Q_A.T)
+        small = self._svd_of(core)
+        return SVD(Q_B @ small.U, small.S, small.Vh @ Q_A.T)
 
     def balanced(self) -> "LowRank":
         """The same matrix with scaling 1 and factors that share its singular values: B^T B = A A^T = diag(S)."""
@@ -234,10 +233,11 @@ class LowRank:
         Raises ConfigError for any other combination.
         """
         limit = Limit(rank, energy, error)
-        svd = self.svd()
-        errors = truncation_errors(svd.S.tolist())
-        kept = limit.kept_rank(errors)
-        return Truncation(LowRank.from_svd(svd.leading(kept)), errors[kept])
+        Q_B, core, Q_A = self._core()
+        small = self._svd_of(core)
+        errors = truncation_errors(small.S.tolist())
+        kept = small.leading(limit.kept_rank(errors))
+        return Truncation(LowRank.from_svd(SVD(Q_B @ kept.U, kept.S, kept.Vh @ Q_A.T)), errors[len(kept.S)])
 
     def _wide(self) -> tuple[Tensor, Tensor]:
         dtype = compute_dtype(self.dtype)
@@ -249,6 +249,10 @@ class LowRank:
         Q_B, R_B = torch.linalg.qr(B)
         Q_A, R_A = torch.linalg.qr(A.T)
         return Q_B, self.scaling * (R_B @ R_A.T), Q_A
+
+    def _svd_of(self, core: Tensor) -> SVD:
+        check_finite(core, repr(self))
+        return SVD(*torch.linalg.svd(core, full_matrices=False))
 
     def _check_same_matrix_space(self, other: "LowRank") -> None:
         if self.shape != other.shape:
