@@ -1,7 +1,6 @@
 """One adapter from several."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from weft.adapter import Adapter, checked_weights, joined, require_summable, summed_tensors, union_of_paths
@@ -75,24 +74,22 @@ def combine_with_costs(
     merged: dict[tuple[int, ...], tuple[Truncation, ModuleCost]] = {}  # what modules share stays shared
     factors: dict[str, LowRank] = {}
     costs: dict[str, ModuleCost] = {}
-    with ThreadPoolExecutor(1) as pool:  # hashing what went in needs a processor, and none of Python's lock
-        inputs = [
-            pool.submit(input_of, adapter, weight=weight, name=names[place] if names else None)
-            for place, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
-        ]
-        for path in progress(union_of_paths(adapters)):
-            terms = [adapter.factors.get(path) for adapter in adapters]
-            key = tuple(map(id, terms))
-            if key not in merged:
-                kept = chosen.merge(path, terms, weights, limit)
-                before = sum(term.rank for term in terms if term is not None)
-                merged[key] = kept, ModuleCost.of(before, kept)
-            kept, costs[path] = merged[key]
-            factors[path] = kept.value
-        ancestors = [each.result() for each in inputs]
+    for path in progress(union_of_paths(adapters)):
+        terms = [adapter.factors.get(path) for adapter in adapters]
+        key = tuple(map(id, terms))
+        if key not in merged:
+            kept = chosen.merge(path, terms, weights, limit)
+            before = sum(term.rank for term in terms if term is not None)
+            merged[key] = kept, ModuleCost.of(before, kept)
+        kept, costs[path] = merged[key]
+        factors[path] = kept.value
     result = joined(adapters, factors, tensors)
+    inputs = [
+        input_of(adapter, weight=weight, name=names[place] if names else None)
+        for place, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
+    ]
     settings = {"method": chosen.to_plain(), "limit": None if limit is None else limit.to_dict()}
-    return Costed(with_lineage(result, "combine", ancestors, settings), Costs(costs, factors))
+    return Costed(with_lineage(result, "combine", inputs, settings), Costs(costs, factors))
 
 
 def _require_common_ground(adapters: Sequence[Adapter]) -> None:

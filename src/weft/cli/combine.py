@@ -48,9 +48,7 @@ def combine(
     seed: Annotated[
         int | None, typer.Option(help="Which entries are left out, of methods that draw them.", show_default=False)
     ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Write in this dtype. Default: the widest that went in.")
-    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Write in this dtype. Default: the widest that went in.")] = None,
     factors_only: Annotated[
         bool, typer.Option("--factors-only", help="Leave out what was trained whole, such as heads and biases.")
     ] = False,
