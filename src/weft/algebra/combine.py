@@ -10,7 +10,7 @@ from weft.algebra.lineage import input_of, with_lineage
 from weft.algebra.method import Method, methods
 from weft.config import choice_from
 from weft.errors import ConfigError
-from weft.linalg import Limit, LowRank, Truncation
+from weft.linalg import Limit
 
 
 def combine(
@@ -71,25 +71,23 @@ def combine_with_costs(
         require_finite(adapter, f"adapter {number}")
     tensors = summed_tensors(adapters, weights)
 
-    merged: dict[tuple[int, ...], tuple[Truncation, ModuleCost]] = {}  # what modules share stays shared
-    factors: dict[str, LowRank] = {}
+    merged: dict[tuple[int, ...], ModuleCost] = {}  # what modules share stays shared
     costs: dict[str, ModuleCost] = {}
     for path in progress(union_of_paths(adapters)):
         terms = [adapter.factors.get(path) for adapter in adapters]
         key = tuple(map(id, terms))
         if key not in merged:
-            kept = chosen.merge(path, terms, weights, limit)
+            kept, lost = chosen.merge(path, terms, weights, limit)
             before = sum(term.rank for term in terms if term is not None)
-            merged[key] = kept, ModuleCost.of(before, kept)
-        kept, costs[path] = merged[key]
-        factors[path] = kept.value
-    result = joined(adapters, factors, tensors)
+            merged[key] = ModuleCost(before, kept, lost)
+        costs[path] = merged[key]
+    result = joined(adapters, {path: cost.kept for path, cost in costs.items()}, tensors)
     inputs = [
         input_of(adapter, weight=weight, name=names[place] if names else None)
         for place, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
     ]
     settings = {"method": chosen.to_plain(), "limit": None if limit is None else limit.to_dict()}
-    return Costed(with_lineage(result, "combine", inputs, settings), Costs(costs, factors))
+    return Costed(with_lineage(result, "combine", inputs, settings), Costs(costs))
 
 
 def _require_common_ground(adapters: Sequence[Adapter]) -> None:

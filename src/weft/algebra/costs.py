@@ -3,33 +3,40 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from weft.adapter import Adapter
-from weft.linalg import LowRank, Truncation
+from weft.linalg import LowRank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModuleCost:
     """One module.
 
     Attributes:
         rank_before: the inner size of what went in, summed over the adapters.
-        rank: that of the result.
-        norm: ||D||_F of the exact result.
-        relative_error: ||D - D'||_F / ||D||_F, D' being what was kept.
+        kept: D', what became of the exact result D.
+        relative_error: ||D - D'||_F / ||D||_F.
     """
 
     rank_before: int
-    rank: int
-    norm: float
+    kept: LowRank
     relative_error: float
 
-    @classmethod
-    def of(cls, rank_before: int, kept: Truncation) -> "ModuleCost":
-        """The cost of a truncation, which is a projection: ||D||^2 = ||D'||^2 + ||D - D'||^2."""
+    @cached_property
+    def norm(self) -> float:
+        """||D||_F: D' is a projection of D, so that ||D||^2 = ||D'||^2 + ||D - D'||^2."""
         # By the Gram matrices of the factors, not their QR: quick, and good to the digits that anybody reads.
-        norm = math.sqrt(max(float(kept.value.inner(kept.value)), 0.0)) / math.sqrt(1 - kept.relative_error**2)
-        return cls(rank_before, kept.value.rank, norm, kept.relative_error)
+        return math.sqrt(max(float(self.kept.inner(self.kept)), 0.0)) / math.sqrt(1 - self.relative_error**2)
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
+        return {
+            "rank_before": self.rank_before,
+            "rank": self.kept.rank,
+            "norm": self.norm,
+            "relative_error": self.relative_error,
+        }
 
 
 @dataclass(frozen=True)
@@ -37,17 +44,15 @@ class Costs:
     """All modules.
 
     Attributes:
-        modules: module path -> its cost.
-        factors: module path -> what was kept; modules that share a weight share it, and count once.
+        modules: module path -> its cost; modules that share a weight share it.
     """
 
     modules: Mapping[str, ModuleCost]
-    factors: Mapping[str, LowRank]
 
     @property
     def relative_error(self) -> float:
-        """||D - D'||_F / ||D||_F of the whole change; 0 for one that is zero."""
-        distinct = {id(self.factors[path]): cost for path, cost in self.modules.items()}.values()
+        """||D - D'||_F / ||D||_F of the whole change, in which shared weights count once; 0 for one that is zero."""
+        distinct = {id(cost): cost for cost in self.modules.values()}.values()
         norm = math.hypot(*(cost.norm for cost in distinct))
         return math.hypot(*(cost.norm * cost.relative_error for cost in distinct)) / norm if norm else 0.0
 

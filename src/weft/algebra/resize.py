@@ -9,7 +9,7 @@ from weft.algebra.finite import require_finite
 from weft.algebra.lineage import input_of, with_lineage
 from weft.algebra.method import truncated
 from weft.errors import ConfigError
-from weft.linalg import Limit, LowRank, Truncation
+from weft.linalg import Limit
 
 
 def resize(
@@ -52,17 +52,16 @@ def resize_with_costs(
     present = max(value.rank for value in adapter.factors.values())
     if limit.rank is not None and limit.rank > present:
         raise ConfigError(f"rank: {limit.rank} is more than this adapter has ({present}); there is nothing to reduce")
-    kept: dict[int, Truncation] = {}  # what modules share stays shared
-    factors: dict[str, LowRank] = {}
+    reduced: dict[int, ModuleCost] = {}  # what modules share stays shared
     costs: dict[str, ModuleCost] = {}
     for path in progress(list(adapter.factors)):
         value = adapter.factors[path]
-        if id(value) not in kept:
-            kept[id(value)] = truncated(value, limit)
-        factors[path] = kept[id(value)].value
-        costs[path] = ModuleCost.of(value.rank, kept[id(value)])
+        if id(value) not in reduced:
+            reduced[id(value)] = ModuleCost(value.rank, *truncated(value, limit))
+        costs[path] = reduced[id(value)]
+    factors = {path: cost.kept for path, cost in costs.items()}
     largest = max(value.rank for value in factors.values())
     config = replace(adapter.config, rank=largest, alpha=float(largest), rank_pattern={}, alpha_pattern={})
     smaller = replace(adapter, config=config, factors=factors)
     smaller = with_lineage(smaller, "resize", [input_of(adapter, name=name)], {"limit": limit.to_dict()})
-    return Costed(smaller, Costs(costs, factors))
+    return Costed(smaller, Costs(costs))

@@ -1,7 +1,7 @@
 """How the commands that reduce an adapter show and write what came of it."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ def show(costed: "Costed", output: Path, each: bool) -> None:
                 name,
                 str(len(costs)),
                 span([cost.rank_before for cost in costs]),
-                span([cost.rank for cost in costs]),
+                span([cost.kept.rank for cost in costs]),
                 f"{sum(cost.norm for cost in costs) / len(costs):.3g}",
                 percent(sum(cost.relative_error for cost in costs) / len(costs)),
                 percent(max(cost.relative_error for cost in costs)),
@@ -64,7 +64,7 @@ def document(costed: "Costed", output: Path) -> dict[str, Any]:
         "parameters": costed.adapter.num_parameters,
         "bytes": costed.adapter.nbytes,
         "relative_error": costs.relative_error,
-        "modules": {path: asdict(cost) for path, cost in costs.modules.items()},
+        "modules": {path: cost.to_dict() for path, cost in costs.modules.items()},
         "lineage": costed.adapter.provenance.get("lineage"),
     }
 

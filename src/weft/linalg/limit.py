@@ -1,7 +1,7 @@
 """How much of a matrix to keep: a rank, a share of the energy, or a largest error; one of the three."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from weft.errors import ConfigError
 
@@ -44,7 +44,8 @@ class Limit:
 
     def to_dict(self) -> dict[str, float]:
         """Which of the three it is, and its value."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        all_three: dict[str, float | None] = {"rank": self.rank, "energy": self.energy, "error": self.error}
+        return {name: value for name, value in all_three.items() if value is not None}
 
     def allows(self, error: float, rounding: float = 0.0) -> bool:
         """Whether a relative Frobenius error is small enough; for a rank, any is.
