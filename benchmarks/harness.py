@@ -35,7 +35,7 @@ class Options:
     """What the command line chose.
 
     Attributes:
-        effort: full; quick, the same on small settings within a minute; tiny, only to see that everything runs.
+        effort: full; quick, the same on small settings, in about a minute; tiny, only to see that everything runs.
         rows: the JSONL file of rows for the training benchmark; None for the standard library's functions.
         turns: seconds to take turns in one case, about; None: as the effort says.
     """
@@ -47,7 +47,7 @@ class Options:
     @property
     def seconds(self) -> float:
         """How long to take turns in one case, about."""
-        return {"full": 20.0, "quick": 1.0, "tiny": 0.0}[self.effort] if self.turns is None else self.turns
+        return {"full": 20.0, "quick": 0.5, "tiny": 0.0}[self.effort] if self.turns is None else self.turns
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,18 @@ class PeakMemory:
 _PROC = Path("/proc/self")
 
 
-def main(*benchmarks: Cases) -> None:
-    """The command line of a benchmark: measures its cases, shows and keeps what was found."""
+def main(*benchmarks: Cases, runs: tuple[Cases, ...] = ()) -> None:
+    """The command line of a benchmark: measures its cases, shows and keeps what was found.
+
+    Args:
+        benchmarks: what to measure.
+        runs: what takes too long to be part of a quick look at many.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("effort", nargs="?", choices=("full", "quick"), default="full", help="default: full")
     parser.add_argument("--rows", type=Path, help="JSONL rows for the training benchmark")
     parser.add_argument(
-        "--seconds", type=float, help="how long to take turns in one case, about; default: 20, quick: 1"
+        "--seconds", type=float, help="how long to take turns in one case, about; default: 20, quick: 0.5"
     )
     parser.add_argument("--only", default="", help="only the cases whose line of settings contains this")
     parser.add_argument("--results", type=Path, help="the folder of results")
@@ -173,7 +178,8 @@ def main(*benchmarks: Cases) -> None:
     # what a quick run finds is not for the page
     folder = arguments.results or (RESULTS if arguments.effort == "full" else RESULTS / "quick")
     options = Options(arguments.effort, arguments.rows, arguments.seconds)
-    cases = [case for benchmark in benchmarks for case in benchmark(options) if arguments.only in str(case)]
+    chosen = benchmarks if options.effort == "quick" else (*benchmarks, *runs)
+    cases = [case for benchmark in chosen for case in benchmark(options) if arguments.only in str(case)]
     for row in measured(cases, Console()):
         append(row, folder)
 

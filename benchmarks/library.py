@@ -102,8 +102,8 @@ def _commands(place: Path) -> dict[str, Callable[[], object]]:
 
 def cases(options: Options) -> Iterator[Case]:
     """One size of library."""
-    count = {"full": 10_000, "quick": 300, "tiny": 60}[options.effort]
-    commands = options.effort != "tiny"
+    count = {"full": 10_000, "quick": 100, "tiny": 60}[options.effort]
+    commands = options.effort == "full"
     yield Case("library", {"adapters": count}, partial(searching, count, options.seconds, commands))
 
 

@@ -236,9 +236,10 @@ def _reproduce(rows: Sequence[Row]) -> str:
         machines.setdefault(on, []).append((benchmark, f"`python -m benchmarks.{module}`", when))
     text = """## Machine, versions, and how to reproduce
 
-`make bench` measures everything, `make bench-quick` small settings within a minute; `python -m benchmarks.report` then
-writes this page. Each of the commands below takes `quick` too, and `--only TEXT` for the settings that contain it; the
-training benchmark takes `--rows FILE.jsonl`, and without it trains on the functions of Python's standard library.
+`make bench` measures everything, `make bench-quick` small settings of all but whole runs, in about a minute;
+`python -m benchmarks.report` then writes this page. Each of the commands below takes `quick` too, and `--only TEXT` for
+the settings that contain it; the training benchmark takes `--rows FILE.jsonl`, and without it trains on functions of
+Python's standard library.
 """
     tables = (f"{on}\n\n{_table(('benchmark', 'command', 'measured'), lines)}" for on, lines in machines.items())
     return "\n".join((text, *tables))
