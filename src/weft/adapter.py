@@ -157,17 +157,22 @@ def weighted_sum(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapt
     """
     weights = checked_weights(adapters, weights)
     require_summable(adapters)
-    sums: dict[tuple[tuple[int, float], ...], LowRank] = {}  # what modules share stays shared
+    sums: dict[tuple[int, ...], LowRank] = {}  # what modules share stays shared
     factors: dict[str, LowRank] = {}
     for path in union_of_paths(adapters):
-        terms = [(a.factors[path], w) for a, w in zip(adapters, weights, strict=True) if path in a.factors]
-        terms = [term for term in terms if term[1] != 0] or terms[:1]
-        key = tuple((id(term), weight) for term, weight in terms)
+        terms = [adapter.factors.get(path) for adapter in adapters]
+        key = tuple(map(id, terms))
         if key not in sums:
-            first, *others = (weight * term for term, weight in terms)
-            sums[key] = first.concat(*others) if others else first
+            sums[key] = weighted_terms(terms, weights)
         factors[path] = sums[key]
     return joined(adapters, factors, summed_tensors(adapters, weights))
+
+
+def weighted_terms(terms: Sequence[LowRank | None], weights: Sequence[float]) -> LowRank:
+    """The weighted sum, exactly: the factors side by side. Terms of weight 0 are left out, if others remain."""
+    present = [(term, weight) for term, weight in zip(terms, weights, strict=True) if term is not None]
+    first, *others = (weight * term for term, weight in [p for p in present if p[1] != 0] or present[:1])
+    return first.concat(*others) if others else first
 
 
 def inner(a: Adapter, b: Adapter) -> float:

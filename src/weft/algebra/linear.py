@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from weft.algebra.method import Method, methods, truncated, weighted_terms
+from weft.adapter import weighted_terms
+from weft.algebra.method import Method, methods, truncated
 from weft.linalg import Limit, LowRank, Truncation
 
 

@@ -53,10 +53,3 @@ methods: Registry[type[Method]] = Registry("merge method", home="weft.algebra")
 def truncated(value: LowRank, limit: Limit) -> Truncation:
     """The nearest matrix within the limit, and the relative error that it costs."""
     return value.truncate(rank=limit.rank, energy=limit.energy, error=limit.error)
-
-
-def weighted_terms(terms: Sequence[LowRank | None], weights: Sequence[float]) -> LowRank:
-    """The weighted sum, exactly: the factors side by side. Terms of weight 0 are left out, if others remain."""
-    present = [(term, weight) for term, weight in zip(terms, weights, strict=True) if term is not None]
-    first, *others = (weight * term for term, weight in [p for p in present if p[1] != 0] or present[:1])
-    return first.concat(*others) if others else first

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from weft.algebra.method import Method, methods, truncated, weighted_terms
+from weft.adapter import weighted_terms
+from weft.algebra.method import Method, methods, truncated
 from weft.linalg import Limit, LowRank, Truncation
 
 
