@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from weft.analysis.inspect import AdapterNumbers, open_name
-from weft.patterns import block_index
+from weft.analysis.inspect import AdapterNumbers
+from weft.patterns import block_index, open_index
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def block_grid(values: Mapping[str, float], combine: Callable[[Sequence[float]],
         values: module path -> number.
         combine: what becomes of several of one cell, such as the experts of a block.
     """
-    kinds = short_names([open_name(path) for path in values])
+    kinds = short_names([open_index(path) for path in values])
     cells: dict[tuple[int | None, str], list[float]] = {}
     for path, value in values.items():
-        cells.setdefault((block_index(path), kinds[open_name(path)]), []).append(value)
+        cells.setdefault((block_index(path), kinds[open_index(path)]), []).append(value)
     blocks = sorted({block for block, _ in cells}, key=lambda block: math.inf if block is None else block)
-    names = tuple(dict.fromkeys(kinds[open_name(path)] for path in values))
+    names = tuple(dict.fromkeys(kinds[open_index(path)] for path in values))
     return BlockGrid(
         tuple(blocks),
         names,

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from weft.adapter import Adapter
+from weft.algebra.finite import is_finite
 from weft.analysis.spectrum import Spectrum
 from weft.errors import ConfigError
+from weft.patterns import open_index
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ModuleNumbers:
     @property
     def name(self) -> str:
         """The module's path with its block's index left open."""
-        return open_name(self.path)
+        return open_index(self.path)
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,6 @@ class AdapterNumbers:
         for m in self.modules:
             groups.setdefault(m.name, []).append(m)
         return groups
-
-
-def open_name(path: str) -> str:
-    """A module's path with its indices left open: ``layers.*.q_proj``."""
-    return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
 @torch.no_grad()
@@ -117,7 +114,7 @@ def _in_order(path: str) -> list[tuple[int, str]]:
 def _check_finite(adapter: Adapter) -> None:
     tensors = {f"{path} ({name})": getattr(f, name) for path, f in adapter.factors.items() for name in "BA"}
     tensors |= {f"{path} (magnitude)": m for path, m in adapter.magnitudes.items()}
-    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
         raise ConfigError(
             f"{len(bad)} of the adapter's {len(tensors)} tensors hold NaN or infinity, first {bad[0]}: the training "

@@ -291,11 +291,11 @@ def _show(facts: Mapping[str, str], adapter: "Adapter", numbers: "AdapterNumbers
 
 
 def _show_comparisons(comparisons: list["BaseComparison"], each: bool) -> None:
-    from weft.analysis.inspect import open_name
+    from weft.patterns import open_index
 
     groups: dict[str, list[BaseComparison]] = {}
     for c in comparisons:
-        groups.setdefault(c.path if each else open_name(c.path), []).append(c)
+        groups.setdefault(c.path if each else open_index(c.path), []).append(c)
     searched = any(c.intruders is not None for c in comparisons)
     rows: list[tuple[str, ...]] = [
         (

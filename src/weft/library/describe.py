@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weft.adapter import Adapter
+from weft.algebra.finite import not_finite
 from weft.errors import ConfigError
 from weft.formats import load
 from weft.library.manifest import Manifest, as_name
@@ -91,10 +90,7 @@ def manifest_of(adapter: Adapter, digest: str, name: str) -> Manifest:
 
 def require_finite(adapter: Adapter) -> None:
     """Raises ConfigError if the adapter holds NaN or infinity."""
-    named = [(path, tensor) for path, factors in adapter.factors.items() for tensor in (factors.B, factors.A)]
-    wrong = sorted(
-        {path for path, t in [*named, *adapter.tensors.items(), *adapter.magnitudes.items()] if not _is_finite(t)}
-    )
+    wrong = sorted(not_finite(adapter))
     if wrong:
         raise ConfigError(
             f"the adapter holds NaN or infinity in {len(wrong)} of its parts, first in {wrong[0]!r}; a run that went "
@@ -111,10 +107,6 @@ def finite(metrics: Mapping[str, Any]) -> dict[str, float]:
 def in_utc(seconds: float) -> str:
     """A time as text that sorts by time."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _text(value: Any) -> str | None:

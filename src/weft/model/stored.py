@@ -86,7 +86,7 @@ class StoredModel:
         return fingerprint(parameters)
 
     def check(self, adapter: Adapter, *, any_base: bool = False) -> None:
-        """Finds out, without reading a weight, that an adapter fits this model.
+        """Finds out that an adapter fits this model; of the weights only what the fingerprint samples is read.
 
         Raises:
             BaseMismatchError: it was made for another base, and `any_base` is not given.
