@@ -16,11 +16,13 @@ def values(source: Path, split: str = "train") -> list[dict[str, str]]:
 def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "1"}\n\n{"prompt": "b,c", "completion": "007"}\n')
     (tmp_path / "d.csv").write_text('prompt,completion\na,1\n"b,c",007\n')
+    (tmp_path / "d.tsv").write_text("prompt\tcompletion\na\t1\nb,c\t007\n")
     Dataset.from_list(ROWS).to_parquet(tmp_path / "d.parquet")
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     DatasetDict({"test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "splits")
     assert values(tmp_path / "d.jsonl") == ROWS
     assert values(tmp_path / "d.csv") == ROWS
+    assert values(tmp_path / "d.tsv") == ROWS
     assert values(tmp_path / "d.parquet") == ROWS
     assert values(tmp_path / "saved") == ROWS
     assert values(tmp_path / "splits", "test") == ROWS
@@ -32,7 +34,8 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
         ("d.jsonl", '{"a": 1}\n\n{"a": \n', "d.jsonl line 3: expected a JSON object"),
         ("d.jsonl", '{"a": 1}\n[1]\n', "d.jsonl line 2: expected a JSON object, found '\\[1\\]'"),
         ("d.csv", "a,b\n1,2\n1,2,3\n", "d.csv line 3: more values than the header has columns"),
-        ("d.txt", "hello", "expected a file that ends in .jsonl, .csv, .parquet, found '.txt'"),
+        ("d.tsv", "a\tb\n1\t2\n1\t2\t3\n", "d.tsv line 3: more values than the header has columns; take tabs out"),
+        ("d.txt", "hello", "expected a file that ends in .jsonl, .csv, .tsv, .parquet, found '.txt'"),
         ("d.parquet", "hello", "d.parquet: cannot be read as Parquet"),
     ],
 )
@@ -40,6 +43,11 @@ def test_a_bad_file_is_named_with_its_line(tmp_path: Path, name: str, text: str,
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         list(read_rows(tmp_path / name))
+
+
+def test_quotes_in_a_tsv_file_are_text(tmp_path: Path) -> None:
+    (tmp_path / "d.tsv").write_text('path\tsentence\n1.mp3\t"Well," she said\n2.mp3\tthe 5" nail\n')
+    assert [row["sentence"] for row in values(tmp_path / "d.tsv")] == ['"Well," she said', 'the 5" nail']
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ _PANEL = "Data"
 
 Data = Annotated[
     str,
-    typer.Option(help="Held-out data: .jsonl, .csv, .parquet, a saved folder, or a hub id.", rich_help_panel=_PANEL),
+    typer.Option(
+        help="Held-out data: .jsonl, .csv, .tsv, .parquet, a saved folder, or a hub id.", rich_help_panel=_PANEL
+    ),
 ]
 Split = Annotated[str, typer.Option(help="The split, of data that has several.", rich_help_panel=_PANEL)]
 MessagesColumn = Annotated[str, typer.Option(help="The column of chat messages.", rich_help_panel=_PANEL)]

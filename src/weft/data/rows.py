@@ -1,34 +1,43 @@
-"""Reading rows of data: JSONL, CSV and Parquet files, folders saved by `datasets`, and hub ids.
+"""Reading rows of data: JSONL, CSV, TSV and Parquet files, folders saved by `datasets`, and hub ids.
 
-JSONL and CSV are read by the standard library, so that a message can name the very line, and so that no
+JSONL, CSV and TSV are read by the standard library, so that a message can name the very line, and so that no
 column's type is guessed (a completion ``007`` stays one); the rest goes through `datasets`.
 """
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from weft.errors import DataError
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and where it stands in words, such as ``data.jsonl line 7``."""
+    """One row.
+
+    Attributes:
+        values: by column.
+        where: where it stands, in words, such as ``data.jsonl line 7``.
+        again: reads the values once more, where `datasets` keeps them on disk: what is large need not be held.
+    """
 
     values: Mapping[str, Any]
     where: str
+    again: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
 
 
 def read_rows(source: str | Path, split: str = "train") -> Iterator[Row]:
     """The rows of a data set, in its order.
 
     Args:
-        source: a .jsonl, .csv or .parquet file, a folder that `datasets` saved, or a hub id (``id`` or ``id:config``).
+        source: a .jsonl, .csv, .tsv or .parquet file, a folder that `datasets` saved, or a hub id (``id`` or
+            ``id:config``).
         split: the split to read, of a saved folder or a hub id that has several.
 
     Raises:
@@ -40,7 +49,7 @@ def read_rows(source: str | Path, split: str = "train") -> Iterator[Row]:
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, found {path.suffix!r}")
-        return {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[path.suffix](path)
+        return {".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}[path.suffix](path)
     if path.suffix in SUFFIXES or str(source)[:1] in ("/", ".", "~"):
         raise DataError(f"there is no data file or folder {path}")
     return _hub(str(source), split)
@@ -69,15 +78,25 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
 
 def _csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="", strict=True)
-        try:
-            for values in reader:
-                where = f"{path} line {reader.line_num}"
-                if "" in values:
-                    raise DataError(f"{where}: more values than the header has columns; quote values that hold commas")
-                yield Row({key: value for key, value in values.items() if value is not None}, where)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path} line {reader.line_num + 1}: cannot be read as CSV in UTF-8: {error}") from error
+        yield from _table(path, "CSV", csv.DictReader(file, restkey="", strict=True), "quote values that hold commas")
+
+
+def _tsv(path: Path) -> Iterator[Row]:
+    """Quotes mean nothing in it, as in the files of Common Voice: a sentence may hold one."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restkey="", delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+        yield from _table(path, "TSV", reader, "take tabs out of the values")
+
+
+def _table(path: Path, form: str, reader: "csv.DictReader[str]", advice: str) -> Iterator[Row]:
+    try:
+        for values in reader:
+            where = f"{path} line {reader.line_num}"
+            if "" in values:
+                raise DataError(f"{where}: more values than the header has columns; {advice}")
+            yield Row({key: value for key, value in values.items() if value is not None}, where)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} line {reader.line_num + 1}: cannot be read as {form} in UTF-8: {error}") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -103,7 +122,7 @@ def _saved(path: Path, split: str) -> Iterator[Row]:
         if split not in data:
             raise DataError(f"{path}: there is no split {split!r} (there are: {', '.join(data)})")
         data = data[split]
-    return _numbered(data, str(path))
+    return _kept(data, str(path))
 
 
 def _hub(source: str, split: str) -> Iterator[Row]:
@@ -115,7 +134,18 @@ def _hub(source: str, split: str) -> Iterator[Row]:
     except (OSError, ValueError) as error:  # not found, no network, no such split or configuration
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{source!r} is no file here, and `datasets` cannot load it as a hub id: {reason}") from error
-    return _numbered(data, source)
+    return _kept(data, source)
+
+
+def _kept(data: Any, name: str) -> Iterator[Row]:
+    """Rows of one of `datasets`' data sets; audio comes as {"path", "bytes"}, for who needs it to decode."""
+    from datasets import Audio
+
+    for column, feature in data.features.items():
+        if isinstance(feature, Audio):
+            data = data.cast_column(column, Audio(decode=False))
+    for index, row in enumerate(_numbered(data, name)):
+        yield Row(row.values, row.where, partial(data.__getitem__, index))
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Row]:
