@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,12 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     DatasetDict({"test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "splits")
     assert values(tmp_path / "d.jsonl") == ROWS
+    (tmp_path / "d.json").write_text(json.dumps(ROWS, indent=2))
+    (tmp_path / "lines.json").write_text((tmp_path / "d.jsonl").read_text())
     assert values(tmp_path / "d.csv") == ROWS
     assert values(tmp_path / "d.tsv") == ROWS
+    assert values(tmp_path / "d.json") == ROWS
+    assert values(tmp_path / "lines.json") == ROWS
     assert values(tmp_path / "d.parquet") == ROWS
     assert values(tmp_path / "saved") == ROWS
     assert values(tmp_path / "splits", "test") == ROWS
@@ -33,9 +38,11 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
     [
         ("d.jsonl", '{"a": 1}\n\n{"a": \n', "d.jsonl line 3: expected a JSON object"),
         ("d.jsonl", '{"a": 1}\n[1]\n', "d.jsonl line 2: expected a JSON object, found '\\[1\\]'"),
+        ("d.json", '[{"a": 1}, 7]', "d.json row 2: expected a JSON object, found '7'"),
+        ("d.json", '[{"a": 1},', "d.json: cannot be read as JSON"),
         ("d.csv", "a,b\n1,2\n1,2,3\n", "d.csv line 3: more values than the header has columns"),
         ("d.tsv", "a\tb\n1\t2\n1\t2\t3\n", "d.tsv line 3: more values than the header has columns; take tabs out"),
-        ("d.txt", "hello", "expected a file that ends in .jsonl, .csv, .tsv, .parquet, found '.txt'"),
+        ("d.txt", "hello", "expected a file that ends in .jsonl, .json, .csv, .tsv, .parquet, found '.txt'"),
         ("d.parquet", "hello", "d.parquet: cannot be read as Parquet"),
     ],
 )

@@ -15,7 +15,7 @@ _PANEL = "Data"
 Data = Annotated[
     str,
     typer.Option(
-        help="Held-out data: .jsonl, .csv, .tsv, .parquet, a saved folder, or a hub id.", rich_help_panel=_PANEL
+        help="Held-out data: .jsonl, .json, .csv, .tsv, .parquet, a saved folder, or a hub id.", rich_help_panel=_PANEL
     ),
 ]
 Split = Annotated[str, typer.Option(help="The split, of data that has several.", rich_help_panel=_PANEL)]

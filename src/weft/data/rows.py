@@ -1,6 +1,6 @@
-"""Reading rows of data: JSONL, CSV, TSV and Parquet files, folders saved by `datasets`, and hub ids.
+"""Reading rows of data: JSONL, JSON, CSV, TSV and Parquet files, folders saved by `datasets`, and hub ids.
 
-JSONL, CSV and TSV are read by the standard library, so that a message can name the very line, and so that no
+JSON, CSV and TSV are read by the standard library, so that a message can name the very line, and so that no
 column's type is guessed (a completion ``007`` stays one); the rest goes through `datasets`.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from weft.errors import DataError
 
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def read_rows(source: str | Path, split: str = "train") -> Iterator[Row]:
     """The rows of a data set, in its order.
 
     Args:
-        source: a .jsonl, .csv, .tsv or .parquet file, a folder that `datasets` saved, or a hub id (``id`` or
-            ``id:config``).
+        source: a .jsonl, .json (a list, or lines), .csv, .tsv or .parquet file, a folder that `datasets` saved, or a
+            hub id (``id`` or ``id:config``).
         split: the split to read, of a saved folder or a hub id that has several.
 
     Raises:
@@ -49,7 +49,8 @@ def read_rows(source: str | Path, split: str = "train") -> Iterator[Row]:
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, found {path.suffix!r}")
-        return {".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}[path.suffix](path)
+        readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+        return readers[path.suffix](path)
     if path.suffix in SUFFIXES or str(source)[:1] in ("/", ".", "~"):
         raise DataError(f"there is no data file or folder {path}")
     return _hub(str(source), split)
@@ -64,6 +65,23 @@ def _jsonl(path: Path) -> Iterator[Row]:
                     yield Row(_object(line, path, number), f"{path} line {number}")
         except UnicodeDecodeError as error:
             raise DataError(f"{path} line {number + 1}: expected UTF-8 text, found {error.reason}") from error
+
+
+def _json(path: Path) -> Iterator[Row]:
+    """A list of objects, as instructions are often published; or lines, whatever the file is called."""
+    with path.open("rb") as file:
+        if not file.read(64).lstrip().startswith(b"["):
+            yield from _jsonl(path)
+            return
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # a UnicodeDecodeError is one
+        raise DataError(f"{path}: cannot be read as JSON in UTF-8: {error}") from error
+    for number, values in enumerate(rows, 1):
+        where = f"{path} row {number}"
+        if not isinstance(values, dict):
+            raise DataError(f"{where}: expected a JSON object, found {_short(json.dumps(values))}")
+        yield Row(values, where)
 
 
 def _object(line: str, path: Path, number: int) -> dict[str, Any]:

@@ -6,10 +6,10 @@ generation will see.
 
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,20 @@ from weft.errors import ConfigError, DataError, nearest
 IGNORED = -100  # the label on which transformers takes no loss
 
 LongRows = Literal["truncate", "drop", "error"]
+
+INPUT = "{input}"  # in a prompt's wording: where a row's text goes
+
+
+class Placed(Protocol):
+    """Something that was read, and where it stands in words."""
+
+    @property
+    def where(self) -> str:
+        """Such as ``data.jsonl line 7``."""
+        ...
+
+
+R = TypeVar("R", bound=Placed)
 
 
 @dataclass(frozen=True)
@@ -107,17 +121,41 @@ class TextDataset(Dataset[dict[str, list[int]]]):
         return {"input_ids": list(example.input_ids), "labels": list(example.labels)}
 
     def split(self, share: float, seed: int) -> tuple["TextDataset", "TextDataset"]:
-        """Two data sets: the rest, and a share chosen at random by the seed (one row at least).
+        """Two data sets: the rest, and a share as `split_rows` chooses it; rows of one prompt stay together.
 
         Raises:
-            DataError: there are fewer than two rows.
+            DataError: there are fewer than two prompts.
         """
-        if len(self) < 2:
-            raise DataError("one row cannot be split into training and evaluation; give an evaluation file")
-        count = min(max(1, round(share * len(self))), len(self) - 1)
-        held = set(random.Random(seed).sample(range(len(self)), count))
-        rest = [example for i, example in enumerate(self.examples) if i not in held]
-        return TextDataset(rest, self.report.dropped), TextDataset([self.examples[i] for i in sorted(held)])
+        rest, held = split_rows([self._prompt(i) for i in range(len(self))], share, seed)
+        return (
+            TextDataset([self.examples[i] for i in rest], self.report.dropped),
+            TextDataset([self.examples[i] for i in held]),
+        )
+
+    def _prompt(self, index: int) -> Hashable:
+        """What the row has in common with the others of one prompt: a prompt, or, of plain text, nothing."""
+        example = self.examples[index]
+        return tuple(example.input_ids[: example.prompt_length]) or index
+
+
+def split_rows(keys: Sequence[Hashable], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """The indices of the rows that stay, and of a share chosen at random by the seed (one at least), in their order.
+
+    Rows with equal keys, such as several answers to one prompt, stay together: else the answer to an evaluated row
+    would be learned with another.
+
+    Raises:
+        DataError: there are fewer than two keys.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    if len(groups) < 2:
+        raise DataError("one row cannot be split into training and evaluation; give an evaluation file")
+    count = min(max(1, round(share * len(groups))), len(groups) - 1)
+    chosen = set(random.Random(seed).sample(range(len(groups)), count))
+    held = {index for place, group in enumerate(groups.values()) if place in chosen for index in group}
+    return [i for i in range(len(keys)) if i not in held], sorted(held)
 
 
 def load_text(
@@ -126,6 +164,7 @@ def load_text(
     *,
     split: str = "train",
     columns: Columns = Columns(),
+    prompt: str = INPUT,
     max_length: int | None = None,
     long_rows: LongRows = "truncate",
 ) -> TextDataset:
@@ -140,6 +179,7 @@ def load_text(
         tokenizer: the base's; it needs an end-of-sequence token.
         split: the split to read, where there are several.
         columns: the names of the columns.
+        prompt: the wording of a prompt around what its column holds, which stands at ``{input}``.
         max_length: tokens in a row at most; None for no limit.
         long_rows: what to do with longer rows: "truncate" as above, "drop" them, or raise an "error".
 
@@ -148,25 +188,43 @@ def load_text(
             names the file and line.
         ConfigError: the tokenizer has no end-of-sequence token.
     """
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("the base's tokenizer has no end-of-sequence token, so a model could not learn to stop")
     rows = read_rows(source, split)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{source}: the data set is empty")
-    encode, keep = _encoder(first, columns, tokenizer)
+    return encoded(source, _chain(first, rows), _encoding(first, columns, prompt, tokenizer), max_length, long_rows)
+
+
+@dataclass(frozen=True)
+class Encoding(Generic[R]):
+    """How rows of a sort become examples.
+
+    Attributes:
+        encode: the example of a row.
+        shorten: the row's example again, with so many tokens at most; None if that cannot be, and it is left out.
+    """
+
+    encode: Callable[[R], Example]
+    shorten: Callable[[R, Example, int], Example | None]
+
+
+def encoded(
+    source: str | Path,
+    rows: Iterable[R],
+    encoding: Encoding[R],
+    max_length: int | None,
+    long_rows: LongRows,
+) -> TextDataset:
+    """The rows of a data set as examples; arguments and errors as of `load_text`."""
     examples: list[Example] = []
     dropped = 0
-    for row in _chain(first, rows):
-        example = encode(row)
+    for row in rows:
+        example = encoding.encode(row)
         length = len(example.input_ids)
         if max_length is not None and length > max_length:
             if long_rows == "error":
-                raise DataError(
-                    f"{row.where}: {length} tokens, and max_length is {max_length}; shorten the row, raise max_length, "
-                    "or let long_rows be 'truncate' or 'drop'"
-                )
-            shorter = keep(example, max_length) if long_rows == "truncate" else None
+                raise too_long(row.where, f"{length} tokens", max_length)
+            shorter = encoding.shorten(row, example, max_length) if long_rows == "truncate" else None
             if shorter is None:
                 dropped += 1
                 continue
@@ -176,8 +234,23 @@ def load_text(
         # 4 bytes a token instead of a list's 36
         examples.append(Example(array("i", example.input_ids), array("i", example.labels), example.truncated))
     if not examples:
-        raise DataError(f"{source}: all {dropped} rows are longer than max_length = {max_length} tokens; raise it")
+        raise none_left(source, dropped, max_length)
     return TextDataset(examples, dropped)
+
+
+def too_long(where: str, found: str, max_length: int) -> DataError:
+    """Of a row that is longer than the limit, where that is an error."""
+    return DataError(
+        f"{where}: {found}, and max_length is {max_length}; shorten the row, raise max_length, or let long_rows be "
+        "'truncate' or 'drop'"
+    )
+
+
+def none_left(source: str | Path, dropped: int, max_length: int | None) -> DataError:
+    """Of a data set of which no row is left."""
+    if not dropped:
+        return DataError(f"{source}: the data set is empty")
+    return DataError(f"{source}: all {dropped} rows are longer than max_length = {max_length} tokens; raise it")
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -199,17 +272,18 @@ class Collator:
     pad_id: int
 
     def __call__(self, rows: list[Mapping[str, list[int]]]) -> dict[str, Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
-
-        def padded(values: list[list[int]], fill: int) -> Tensor:
-            return torch.tensor([v + [fill] * (longest - len(v)) for v in values])
-
         ids = [row["input_ids"] for row in rows]
         return {
             "input_ids": padded(ids, self.pad_id),
             "attention_mask": padded([[1] * len(v) for v in ids], 0),
             "labels": padded([row["labels"] for row in rows], IGNORED),
         }
+
+
+def padded(rows: list[list[int]], fill: int) -> Tensor:
+    """Rows of unlike lengths, each filled up on the right: (rows, longest), int64."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -219,24 +293,92 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return padding
 
 
-_Encode = Callable[[Row], Example]
-_Keep = Callable[[Example, int], Example | None]
+def completed(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """A prompt as generation will see it, and a completion with its end, which is learned."""
+    read = ids_of(prompt, tokenizer, start=True)
+    said = ended(ids_of(completion, tokenizer), tokenizer)
+    return Example(read + said, [IGNORED] * len(read) + said)
 
 
-def _encoder(first: Row, columns: Columns, tokenizer: PreTrainedTokenizerBase) -> tuple[_Encode, _Keep]:
-    """How the rows of a data set become examples, and how a long one is shortened, as the first row's columns say."""
-    found = set(first.values)
+def conversed(messages: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Example:
+    """A conversation through the chat template; what the assistant says is learned. Arguments of `chat_segments`."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for segment in chat_segments(messages, tokenizer, where):
+        part = ids_of(segment.text, tokenizer)
+        ids += part
+        labels += part if segment.is_answer else [IGNORED] * len(part)
+    if ids[-1] not in tokenizer.all_special_ids:
+        # Many templates end a turn with a token of their own; where one does not, the model learns the general end.
+        ids, labels = ended(ids, tokenizer), ended(labels, tokenizer)
+    return Example(ids, labels)
+
+
+def text_of(row: Row, column: str) -> str:
+    """The text in a column.
+
+    Raises:
+        DataError: there is no such column, or something else in it.
+    """
+    if column not in row.values:
+        raise missing(row, column)
+    value = row.values[column]
+    if not isinstance(value, str):
+        raise DataError(f"{row.where}: expected text in the column {column!r}, found {value!r}")
+    return value
+
+
+def filled(row: Row, column: str) -> str:
+    """As `text_of`, and there is some.
+
+    Raises:
+        DataError: there is nothing but white space.
+    """
+    text = text_of(row, column)
+    if not text.strip():
+        raise DataError(f"{row.where}: the column {column!r} is empty, so there is nothing to learn")
+    return text
+
+
+def missing(row: Row, column: str) -> DataError:
+    """Of a row without a column."""
+    found = ", ".join(map(repr, row.values)) or "none"
+    return DataError(f"{row.where}: there is no column {column!r}{nearest(column, row.values)} (found: {found})")
+
+
+def ids_of(text: str, tokenizer: PreTrainedTokenizerBase, start: bool = False) -> list[int]:
+    """Token ids; at the start of a row with the special tokens that the tokenizer would give a prompt."""
+    ids: list[int] = tokenizer(text, add_special_tokens=start, verbose=False)["input_ids"]
+    return ids
+
+
+def ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids with the end-of-sequence token, unless they end with it already.
+
+    Raises:
+        ConfigError: the tokenizer has none.
+    """
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise ConfigError("the base's tokenizer has no end-of-sequence token, so a model could not learn to stop")
+    return ids if ids and ids[-1] == end else [*ids, end]
+
+
+def keeps_end(tokenizer: PreTrainedTokenizerBase) -> Callable[[Placed, Example, int], Example | None]:
+    """To shorten rows by their left (after the first token, if it marks the beginning), if the last answer stays."""
     bos = tokenizer.bos_token_id
+    return lambda row, example, length: _keep_end(example, length, bos)
 
-    def keep_end(example: Example, length: int) -> Example | None:
-        return _keep_end(example, length, bos)
 
+def _encoding(first: Row, columns: Columns, prompt: str, tokenizer: PreTrainedTokenizerBase) -> Encoding[Row]:
+    """How the rows of a data set become examples, as the first row's columns say."""
+    found = set(first.values)
     if columns.messages in found:
-        return lambda row: _chat(row, columns, tokenizer), keep_end
+        return Encoding(lambda row: _chat(row, columns, tokenizer), keeps_end(tokenizer))
     if found & {columns.prompt, columns.completion}:
-        return lambda row: _pair(row, columns, tokenizer), keep_end
+        return Encoding(lambda row: _pair(row, columns, prompt, tokenizer), keeps_end(tokenizer))
     if columns.text in found:
-        return lambda row: _plain(row, columns, tokenizer), _keep_start
+        return Encoding(lambda row: _plain(row, columns, tokenizer), lambda row, example, n: _keep_start(example, n))
     names = (columns.messages, columns.prompt, columns.completion, columns.text)
     hint = next((text for name in sorted(found) if (text := nearest(name, names, 1))), "")
     raise DataError(
@@ -246,62 +388,20 @@ def _encoder(first: Row, columns: Columns, tokenizer: PreTrainedTokenizerBase) -
     )
 
 
-def _pair(row: Row, columns: Columns, tokenizer: PreTrainedTokenizerBase) -> Example:
-    prompt, completion = _string(row, columns.prompt), _string(row, columns.completion)
-    if not completion.strip():
-        raise DataError(f"{row.where}: the column {columns.completion!r} is empty, so there is nothing to learn")
-    read = _ids(prompt, tokenizer, start=True)
-    said = _ended(_ids(completion, tokenizer), tokenizer)
-    return Example(read + said, [IGNORED] * len(read) + said)
+def _pair(row: Row, columns: Columns, prompt: str, tokenizer: PreTrainedTokenizerBase) -> Example:
+    read = prompt.replace(INPUT, text_of(row, columns.prompt))
+    return completed(read, filled(row, columns.completion), tokenizer)
 
 
 def _chat(row: Row, columns: Columns, tokenizer: PreTrainedTokenizerBase) -> Example:
     if columns.messages not in row.values:
-        raise _missing(row, columns.messages)
-    ids: list[int] = []
-    labels: list[int] = []
-    for segment in chat_segments(row.values[columns.messages], tokenizer, row.where):
-        part = _ids(segment.text, tokenizer)
-        ids += part
-        labels += part if segment.is_answer else [IGNORED] * len(part)
-    if ids[-1] not in tokenizer.all_special_ids:
-        # Many templates end a turn with a token of their own; where one does not, the model learns the general end.
-        ids, labels = _ended(ids, tokenizer), _ended(labels, tokenizer)
-    return Example(ids, labels)
+        raise missing(row, columns.messages)
+    return conversed(row.values[columns.messages], tokenizer, row.where)
 
 
 def _plain(row: Row, columns: Columns, tokenizer: PreTrainedTokenizerBase) -> Example:
-    text = _string(row, columns.text)
-    if not text.strip():
-        raise DataError(f"{row.where}: the column {columns.text!r} is empty")
-    ids = _ended(_ids(text, tokenizer, start=True), tokenizer)
+    ids = ended(ids_of(filled(row, columns.text), tokenizer, start=True), tokenizer)
     return Example(ids, list(ids))
-
-
-def _string(row: Row, column: str) -> str:
-    if column not in row.values:
-        raise _missing(row, column)
-    value = row.values[column]
-    if not isinstance(value, str):
-        raise DataError(f"{row.where}: expected text in the column {column!r}, found {value!r}")
-    return value
-
-
-def _missing(row: Row, column: str) -> DataError:
-    found = ", ".join(map(repr, row.values)) or "none"
-    return DataError(f"{row.where}: there is no column {column!r}{nearest(column, row.values)} (found: {found})")
-
-
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase, start: bool = False) -> list[int]:
-    """Token ids; at the start of a row with the special tokens that the tokenizer would give a prompt."""
-    ids: list[int] = tokenizer(text, add_special_tokens=start, verbose=False)["input_ids"]
-    return ids
-
-
-def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids with the end-of-sequence token, unless they end with it already."""
-    assert isinstance(tokenizer.eos_token_id, int)
-    return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
 
 
 def _keep_end(example: Example, length: int, bos: int | None) -> Example | None:
