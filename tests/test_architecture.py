@@ -40,6 +40,8 @@ ROOMS = {
     "scipy": {"data.audio"},
     "jiwer": {"tasks.speech_metrics"},
     "nevergrad": {"training.weight_search"},
+    "diffusers": {"tasks"},
+    "PIL": {"data", "tasks", "training"},
     "pydantic": {"training", "cli", "serving", "library"},
     "typer": {"cli"},
     "rich": {"cli", "training", "demo"},

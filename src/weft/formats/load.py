@@ -22,5 +22,6 @@ def load(path: str | Path) -> Adapter:
             return file_formats[name].load(path)
     known = ", ".join(file_formats)
     raise FormatError(
-        f"{path} holds no adapter in a format that weft reads ({known}); expected adapter_config.json there"
+        f"{path} holds no adapter in a format that weft reads ({known}); expected adapter_config.json there, "
+        "pytorch_lora_weights.safetensors, or a .safetensors file of diffusers or ComfyUI"
     )

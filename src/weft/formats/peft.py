@@ -20,7 +20,7 @@ from weft.formats.atomic import staged_files
 from weft.formats.peft_card import MARK, model_card
 from weft.formats.peft_config import PeftScaling, lora_config, path_patterns, peft_config, read_peft_config
 from weft.formats.peft_keys import Pair, peft_keys, peft_pair, peft_tensor_key, understand
-from weft.formats.peft_metadata import own_facts, read_own_facts
+from weft.formats.peft_metadata import inexact_scaling, own_facts, read_own_facts
 from weft.formats.tensor_file import read_tensors, write_tensors
 from weft.linalg import LowRank
 from weft.patterns import first_match
@@ -53,7 +53,7 @@ class PeftFormat:
         if unreadable:
             raise FormatError("some tensors could not be read again:\n  " + "\n  ".join(unreadable))
         config = peft_config(adapter, {module: pair.rank for module, pair in pairs.items()}, whole)
-        metadata = {"format": "pt", "weft": own_facts(adapter, pairs, config)}
+        metadata = {"format": "pt", "weft": own_facts(adapter, inexact_scaling(adapter, pairs, config))}
 
         card = path / CARD
         ours = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")

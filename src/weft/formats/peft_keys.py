@@ -127,7 +127,7 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
         if name == key:
             found.problems.append(f"{key}: expected a name that starts with {PREFIX!r}")
         elif tensor.is_meta or tensor.numel() == 0:
-            found.problems.append(f"{key}: it has no values, shape {_shape(tensor)}; a part of a sharded model?")
+            found.problems.append(f"{key}: it has no values, shape {shape_of(tensor)}; a part of a sharded model?")
         elif magnitude is not None:
             if magnitude["path"] in magnitudes:
                 found.problems.append(f"{key}: a second lora_magnitude_vector of {magnitude['path']}")
@@ -148,10 +148,10 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
         named = ", ".join(f"{name or '(no name)'!r} in {key}" for name, key in sorted(adapters.items()))
         found.problems.append(f"the keys name several adapters ({named}); one file holds one adapter")
     for (path, is_embedding), pair in factors.items():
-        problem = _pair_problem(path, pair, is_embedding, found.pairs)
+        problem = pair_problem(path, pair, is_embedding, found.pairs)
         if problem is None:
             try:
-                found.pairs[path] = _weft_pair(pair["A"], pair["B"], is_embedding, magnitudes.get(path))
+                found.pairs[path] = weft_pair(pair["A"], pair["B"], is_embedding, magnitudes.get(path))
             except ValueError as error:
                 problem = f"{path}: {error}"
         if problem is not None:
@@ -172,17 +172,18 @@ def _foreign(name: str) -> str | None:
     return next((what for pattern, what in _FOREIGN if pattern.fullmatch(f".{name}")), None)
 
 
-def _pair_problem(path: str, pair: Mapping[str, Tensor], is_embedding: bool, pairs: Mapping[str, Pair]) -> str | None:
+def pair_problem(path: str, pair: Mapping[str, Tensor], is_embedding: bool, pairs: Mapping[str, Pair]) -> str | None:
+    """Why one module's tensors, by "A" and "B", are no factor pair beside those found already; None if they are."""
     infix = "lora_embedding_" if is_embedding else "lora_"
     if len(pair) == 1:
         (there,) = pair
-        return f"{path}: found {infix}{there} {_shape(pair[there])} without its {infix}{'AB'.replace(there, '')}"
+        return f"{path}: found {infix}{there} {shape_of(pair[there])} without its {infix}{'AB'.replace(there, '')}"
     A, B = pair["A"], pair["B"]
     wide = all(factor.is_floating_point() and factor.element_size() >= 2 for factor in (A, B))
     dimensions = A.ndim == B.ndim and A.ndim in ((2,) if is_embedding else (2, 3, 4, 5))
     if wide and dimensions and path not in pairs and (A.ndim > 2 or A.shape[0] == B.shape[1]):
         return None
-    shapes = f"{infix}A {_shape(A)} and {infix}B {_shape(B)}"
+    shapes = f"{infix}A {shape_of(A)} and {infix}B {shape_of(B)}"
     if path in pairs:
         return f"{path}: found {shapes} beside the factors of another layer kind"
     if not wide:
@@ -192,13 +193,13 @@ def _pair_problem(path: str, pair: Mapping[str, Tensor], is_embedding: bool, pai
     return f"{path}: found {shapes}; the ranks {A.shape[0]} and {B.shape[1]} differ"
 
 
-def _weft_pair(A: Tensor, B: Tensor, is_embedding: bool, magnitude: Tensor | None) -> Pair:
+def weft_pair(A: Tensor, B: Tensor, is_embedding: bool, magnitude: Tensor | None) -> Pair:
     """A PEFT pair in weft's orientation; `rank` stays PEFT's."""
     if magnitude is not None:
         outputs = B.shape[0]
         shape = (outputs,) if B.ndim == 2 else (1, outputs, *B.shape[2:])
         if magnitude.shape not in (shape, (outputs,)) or not magnitude.is_floating_point():
-            raise ValueError(f"found lora_magnitude_vector {_shape(magnitude)} ({magnitude.dtype}), expected {shape}")
+            raise ValueError(f"found lora_magnitude_vector {shape_of(magnitude)} ({magnitude.dtype}), expected {shape}")
         magnitude = magnitude.flatten()
     dtype = torch.promote_types(A.dtype, B.dtype)
     A, B, rank = A.to(dtype), B.to(dtype), A.shape[0]
@@ -211,7 +212,7 @@ def _weft_pair(A: Tensor, B: Tensor, is_embedding: bool, magnitude: Tensor | Non
     groups = rank // r
     if any(size != 1 for size in B.shape[2:]) or rank % r or out % groups or A.shape[1] % groups:
         raise ValueError(
-            f"found lora_A {_shape(A)} and lora_B {_shape(B)}; expected (R, in, *kernel) and (out, R/groups, 1...)"
+            f"found lora_A {shape_of(A)} and lora_B {shape_of(B)}; expected (R, in, *kernel) and (out, R/groups, 1...)"
         )
     if groups == 1:
         return Pair(A.flatten(1), B.flatten(1), Layout("conv", kernel), rank, magnitude)
@@ -221,7 +222,7 @@ def _weft_pair(A: Tensor, B: Tensor, is_embedding: bool, magnitude: Tensor | Non
     blocks = torch.stack([spread[group, :, group] for group in range(groups)]).flatten(2)  # (g, r, in/g * prod(k))
     if blocks.count_nonzero() != A.count_nonzero():
         raise ValueError(
-            f"its convolution has {groups} groups, and lora_A {_shape(A)} mixes channels across them: that is no "
+            f"its convolution has {groups} groups, and lora_A {shape_of(A)} mixes channels across them: that is no "
             "change of the grouped weight. weft cannot hold it (PEFT cannot merge it either); train it again with weft"
         )
     layout = Layout("conv", kernel, groups)
@@ -253,5 +254,6 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
 
-def _shape(tensor: Tensor) -> str:
+def shape_of(tensor: Tensor) -> str:
+    """A tensor's shape, as messages have it."""
     return f"({', '.join(map(str, tensor.shape))})"

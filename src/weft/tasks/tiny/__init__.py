@@ -4,7 +4,7 @@ A stand-in base is one function, registered in `bases` under the name that a run
 data are one function, registered in `data` under the name of the task. So every base goes with every task that it fits.
 """
 
-from weft.tasks.tiny import language
+from weft.tasks.tiny import images, language
 from weft.tasks.tiny.registry import bases, build, data
 
-__all__ = ["bases", "build", "data", "language"]
+__all__ = ["bases", "build", "data", "images", "language"]
