@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from weft.data.packed import PackedCollator
 from weft.training.mode import evaluating
+from weft.training.token_loss import is_causal
 
 IMPLEMENTATION = "sdpa_packed"  # its name among transformers' attention implementations
 
@@ -100,7 +101,7 @@ def obstacle(model: nn.Module, longest: int) -> str | None:
         longest: tokens in the longest row to come. Only rows that are longer than an attention window show whether
             it is kept.
     """
-    if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
+    if not isinstance(model, PreTrainedModel) or not is_causal(model):
         return "it is no causal language model of transformers"
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "it takes no position_ids"

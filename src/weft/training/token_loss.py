@@ -47,13 +47,18 @@ class Head:
         return (slice(start, start + self.chunk) for start in range(0, tokens, self.chunk))
 
 
+def is_causal(model: nn.Module) -> bool:
+    """Whether it is a causal language model of transformers: each token's logits are for the next one."""
+    return isinstance(model, PreTrainedModel) and model.can_generate() and not model.config.is_encoder_decoder
+
+
 def head_of(model: nn.Module) -> Head | None:
     """A causal language model's head, if its logits and its loss are nothing but that.
 
     Some models scale or cap their logits, or add to the loss. What is found is therefore tried on a few tokens
     against the model itself: the same logits, bit for bit, and the same loss.
     """
-    if not isinstance(model, PreTrainedModel) or not model.can_generate() or model.config.is_encoder_decoder:
+    if not isinstance(model, PreTrainedModel) or not is_causal(model):
         return None
     module = model.get_output_embeddings()
     if not isinstance(module, nn.Module) or model.base_model is model:

@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 from transformers.trainer_utils import TrainOutput
 
 from weft.data.packed import PackedCollator
-from weft.data.text import TextDataset
+from weft.data.text import IGNORED, TextDataset
 from weft.errors import TrainingError
 from weft.model import collect, trainable_parameters
 from weft.model.modules import adapted_modules
@@ -31,7 +31,7 @@ from weft.training.checkpoint import load_state, require_latest, save_state
 from weft.training.logits import keeps_logits, with_learned_logits
 from weft.training.nested import Nesting
 from weft.training.packing import obstacle, packing
-from weft.training.token_loss import Head, batch_loss, head_of
+from weft.training.token_loss import Head, batch_loss, head_of, is_causal
 
 _LISTED = 8  # modules named in a message before "and N more"
 
@@ -65,6 +65,7 @@ class AdapterTrainer(Trainer):
         self._nested = nested
         self._nesting: Nesting | None = None
         self._gradients_checked = False
+        self._is_causal = is_causal(self.attached)
         self._keeps_logits = self.model_accepts_loss_kwargs and keeps_logits(self.attached)
 
     @property
@@ -133,7 +134,10 @@ class AdapterTrainer(Trainer):
     ) -> Any:
         """The model's own loss: in chunks of learned tokens where its head allows, else from fewer logits.
 
-        Where `model` wraps the attached one (over several devices, or compiled), the wrapper has to be called.
+        Of a model that is no causal language model, it is the mean over a batch's labels, whatever the Trainer says of
+        the other batches of the step; each counts for its share of the labels here, so that the result does not depend
+        on how a step is cut. Where `model` wraps the attached one (over several devices, or compiled), the wrapper has
+        to be called.
         """
         own_loss = self.compute_loss_func is None and self.label_smoother is None
         if own_loss and not return_outputs and "labels" in inputs:
@@ -142,6 +146,10 @@ class AdapterTrainer(Trainer):
                     return batch_loss(model, self.head, inputs, num_items_in_batch)
             if self._keeps_logits:
                 inputs = with_learned_logits(inputs)
+            elif not self._is_causal and num_items_in_batch is not None:
+                labels = (inputs["labels"] != IGNORED).sum()
+                processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+                return super().compute_loss(model, inputs) * (processes * labels / num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
