@@ -23,9 +23,10 @@ from benchmarks.harness import Case, measured
 from benchmarks.records import RESULTS, Figures, Row, append, newest
 from weft.data.text import TextDataset, context_length, load_text
 from weft.model.weighted import weighted
-from weft.training import Base, Composition, RunConfig, WeightSearch, load_base, run, search_weights
-from weft.training.evaluation import RowScorer
+from weft.tasks import TextRun
+from weft.training import Base, Composition, WeightSearch, load_base, run, search_weights
 from weft.training.lorahub import Losses
+from weft.training.row_scores import RowScorer
 from weft.training.weight_search import Trial, search
 
 BENCHMARK = "lorahub"
@@ -71,7 +72,7 @@ def adapter_of(task: Task, folder: Path, steps: int) -> Path | None:
         return None
     output = folder / task.name
     if not (output / "adapter").is_dir():
-        config = RunConfig(
+        config = TextRun(
             output=output,
             train=str(task.train),
             rank=RANK,

@@ -19,7 +19,8 @@ from benchmarks.harness import Case, Options, device, in_fresh_process, main
 from benchmarks.records import Figures, Setting
 from weft.demo.stdlib import functions
 from weft.demo.tasks import NAME
-from weft.training import RunConfig, load_base, load_text, rank_curve, run
+from weft.tasks import TextRun
+from weft.training import load_base, load_text, rank_curve, run
 
 RANKS = (1, 2, 4, 8, 16)
 LEARNING_RATES, BATCH = (2e-3, 5e-3), 8
@@ -33,7 +34,7 @@ def losses(
     train, held_out = files
     with tempfile.TemporaryDirectory() as folder:
         result = run(
-            RunConfig(
+            TextRun(
                 output=Path(folder) / "run",
                 train=str(train),
                 rank=rank,

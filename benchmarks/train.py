@@ -40,7 +40,8 @@ from benchmarks.records import Figures, Setting
 from weft.data.text import TextDataset, context_length, load_text
 from weft.demo.stdlib import functions
 from weft.demo.tasks import SUMMARIZE
-from weft.training import RunConfig, evaluate, load_base, run
+from weft.tasks import TextRun, evaluate
+from weft.training import load_base, run
 
 RANK, BATCH, LEARNING_RATE = 16, 8, 1e-3
 PEER, PEER_AT_BEST = "peft", "peft, best settings"
@@ -90,7 +91,7 @@ def train(variant: str, job: Run) -> dict[str, float]:
 
 
 def _weft(variant: str, job: Run, folder: Path) -> tuple[PreTrainedModel, float, TextDataset]:
-    config = RunConfig(
+    config = TextRun(
         base=str(job.base),
         output=folder / "run",
         train=str(job.train),

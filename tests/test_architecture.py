@@ -42,9 +42,9 @@ ROOMS = {
     "nevergrad": {"training.weight_search"},
     "diffusers": {"tasks"},
     "PIL": {"data", "tasks", "training"},
-    "pydantic": {"training", "cli", "serving", "library"},
+    "pydantic": {"training", "tasks.settings", "cli", "serving", "library"},
     "typer": {"cli"},
-    "rich": {"cli", "training", "demo"},
+    "rich": {"cli", "training", "tasks", "demo"},
     "yaml": {"training", "cli"},
     "peft": set(),
 }

@@ -5,15 +5,16 @@ import pytest
 
 from weft.config import LoRAConfig, PiSSA, RankStabilized
 from weft.errors import ConfigError
+from weft.tasks import TextRun
 from weft.training import RunConfig
 
 
 def test_the_adapters_settings_have_the_defaults_of_its_own_configuration() -> None:
-    assert RunConfig(output="o", train="t").lora() == LoRAConfig()
+    assert TextRun(output="o", train="t").lora() == LoRAConfig()
 
 
 def test_every_setting_survives_yaml(tmp_path: Path) -> None:
-    config = RunConfig(
+    config = TextRun(
         output="o", train="t", eval="e", targets=["q_proj", "v_proj"], layers=[0, 2], rank_pattern={"q_proj": 4},
         init={"name": "pissa", "num_power_iters": 2}, scaling="rank_stabilized", learning_rate="1e-3", bf16=True,
     )  # fmt: skip
@@ -43,9 +44,9 @@ def test_every_setting_survives_yaml(tmp_path: Path) -> None:
 )
 def test_a_setting_that_cannot_be_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        RunConfig(**({"output": "o", "train": "t"} | values))
+        TextRun(**({"output": "o", "train": "t"} | values))
     with pytest.raises(ConfigError, match="the setting 'train' is missing"):
-        RunConfig(output="o")
+        TextRun(output="o")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import weft
 from weft.errors import BaseMismatchError, ConfigError, DataError
 from weft.linalg import LowRank
 from weft.model.prefix import NESTED
-from weft.training import TextDataset, evaluate, load_text
+from weft.tasks import evaluate
+from weft.training import TextDataset, load_text
 from weft.training.curve import RankCurve, RankPoint, at_rank, chosen, is_nested, ordered, rank_curve
 
 RANK = 8
@@ -168,8 +169,10 @@ def per_row(
     weft.attach(model, adapter)
     whole = [evaluate(model, tokenizer, row) for row in rows]
     weft.detach(model)
-    tokens = np.array([each.tokens for each in base])
-    losses = np.array([[a.loss * a.tokens, b.loss * b.tokens] for a, b in zip(base, whole, strict=True)])
+    tokens = np.array([each.scores["tokens"] for each in base])
+    losses = np.array(
+        [[a.loss * a.scores["tokens"], b.loss * b.scores["tokens"]] for a, b in zip(base, whole, strict=True)]
+    )
     return tokens, losses
 
 

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import weft
 from weft.data.text import Collator
 from weft.errors import TrainingError
+from weft.tasks import TextRun
 from weft.training import RunConfig, load_text, run
 from weft.training.frozen_blocks import FROZEN_STATES, FrozenBlocks
 from weft.training.frozen_cache import frozen_cache
@@ -50,18 +51,18 @@ def settings(deep: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def cached(settings: dict[str, Any], tmp_path: Path, **changes: Any) -> RunConfig:
-    return RunConfig(**(settings | {"output": tmp_path / "cached", "cache_frozen": True} | changes))
+    return TextRun(**(settings | {"output": tmp_path / "cached", "cache_frozen": True} | changes))
 
 
 def test_rows_apart_give_the_same_run_to_the_last_bit(settings: dict[str, Any], tmp_path: Path) -> None:
     settings |= {"batch_size": 1, "generate_rows": 2, "max_new_tokens": 4}
-    plain = run(RunConfig(**settings))
+    plain = run(TextRun(**settings))
     for checkpointing in (False, True):
         found = run(cached(settings, tmp_path, gradient_checkpointing=checkpointing), overwrite=checkpointing)
         assert same(weights(plain.folder), weights(found.folder))
         assert lines(plain.folder) == lines(found.folder)
         assert (plain.before, plain.after) == (found.before, found.after)
-        assert not (found.folder / "frozen_states").exists()
+        assert not (found.folder / "scratch").exists()
 
 
 @pytest.mark.parametrize("batching", ["packed", "sorted"])
@@ -69,7 +70,7 @@ def test_larger_batches_give_the_same_run_within_rounding(
     settings: dict[str, Any], tmp_path: Path, batching: str
 ) -> None:
     settings |= {"batching": batching, "max_steps": 6, "eval_every": 3}
-    plain, found = run(RunConfig(**settings)), run(cached(settings, tmp_path))
+    plain, found = run(TextRun(**settings)), run(cached(settings, tmp_path))
     for expected, line in zip(lines(plain.folder), lines(found.folder), strict=True):
         for name in expected.keys() & {"loss", "eval_loss"}:
             assert line[name] == pytest.approx(expected[name], rel=1e-5)  # float32, products of other shapes
@@ -77,7 +78,7 @@ def test_larger_batches_give_the_same_run_within_rounding(
 
 def test_a_base_in_bfloat16(settings: dict[str, Any], tmp_path: Path) -> None:
     settings |= {"bf16": True, "max_steps": 2}
-    plain, found = run(RunConfig(**settings)), run(cached(settings, tmp_path))
+    plain, found = run(TextRun(**settings)), run(cached(settings, tmp_path))
     assert plain.after is not None
     assert found.after is not None
     assert found.after.loss == pytest.approx(plain.after.loss, rel=2**-8)  # bfloat16
@@ -107,7 +108,7 @@ def test_a_resumed_run_reads_the_cache_again_and_is_the_run_uninterrupted(
     fails_at(7)
     with pytest.raises(TrainingError, match="last good checkpoint"):
         run(config)
-    assert [path.suffix for path in (tmp_path / "cached" / "frozen_states").iterdir()] == [".bin"]
+    assert [path.suffix for path in (tmp_path / "cached" / "scratch").iterdir()] == [".bin"]
     fails_at(None)
     folder = run(config, resume=True).folder
     assert same(weights(folder), weights(whole))

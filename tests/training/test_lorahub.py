@@ -13,7 +13,8 @@ from weft.adapter import Adapter
 from weft.data.text import IGNORED, Example, TextDataset
 from weft.digest import digest
 from weft.errors import BaseMismatchError, ConfigError, DataError, StateError
-from weft.training import Base, Composition, WeightSearch, evaluate, search_weights
+from weft.tasks import evaluate
+from weft.training import Base, Composition, WeightSearch, search_weights
 
 KNOWN = {"a": 0.7, "b": 0.3, "c": 0.0}
 

@@ -16,7 +16,8 @@ from weft.data.packed import PackedCollator
 from weft.data.text import Collator
 from weft.errors import ConfigError
 from weft.model.prefix import NESTED, factors_of, prefix
-from weft.training import AdapterTrainer, RunConfig, TextDataset, load_text, run
+from weft.tasks import TextRun
+from weft.training import AdapterTrainer, TextDataset, load_text, run
 from weft.training.checkpoint import trained_tensors
 from weft.training.nested import Nesting, powers_of_two, sort
 
@@ -149,7 +150,7 @@ def test_only_weights_of_the_second_half_are_called_nested(
 def test_a_run_says_that_it_was_nested_and_leaves_plain_lora(pairs: Path, base: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"rank": 4, "max_steps": 3, "learning_rate": 1e-2, "tensorboard": False}
     result = run(
-        RunConfig(base=str(base), train=str(pairs), eval=str(pairs), output=tmp_path / "run", nested=True, **settings)
+        TextRun(base=str(base), train=str(pairs), eval=str(pairs), output=tmp_path / "run", nested=True, **settings)
     )
     adapter = weft.load(result.adapter)
     assert adapter.provenance[NESTED] == [1, 2, 4]

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from weft.training import RunConfig, run
+from weft.tasks import TextRun
+from weft.training import run
 from weft.training.checkpoint import latest, step_of
 
 
@@ -54,9 +55,9 @@ def test_a_killed_run_resumed_is_the_run_uninterrupted(
     settings: dict[str, Any], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     settings |= changes
-    whole = run(RunConfig(**settings)).folder
+    whole = run(TextRun(**settings)).folder
     killed = tmp_path / "killed"
-    (tmp_path / "run.yaml").write_text(RunConfig(**(settings | {"output": killed})).to_yaml())
+    (tmp_path / "run.yaml").write_text(TextRun(**(settings | {"output": killed})).to_yaml())
     weft = [sys.executable, "-m", "weft", "train"]
     kill_at(7, [*weft, str(tmp_path / "run.yaml")], killed / "metrics.jsonl")
     assert not (killed / "adapter").exists()
@@ -80,8 +81,8 @@ def test_a_killed_run_resumed_is_the_run_uninterrupted(
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(settings: dict[str, Any], tmp_path: Path) -> None:
     settings |= {"max_steps": 3, "save_every": 50, "eval": None, "early_stopping": None}
-    whole = run(RunConfig(**settings)).folder
-    killed = RunConfig(**(settings | {"output": tmp_path / "killed"}))
+    whole = run(TextRun(**settings)).folder
+    killed = TextRun(**(settings | {"output": tmp_path / "killed"}))
     run(killed)
     for path in (tmp_path / "killed" / "checkpoints" / "checkpoint-3").iterdir():
         path.unlink()  # what a kill in the middle of writing the first checkpoint leaves
@@ -92,13 +93,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(settings: dict[st
 
 def test_a_run_that_had_stopped_early_is_not_trained_further(settings: dict[str, Any]) -> None:
     settings |= {"learning_rate": 1e-30, "early_stopping": 1, "save_every": 1}  # nothing improves after the first
-    first = run(RunConfig(**settings))
+    first = run(TextRun(**settings))
     logged = lines(first.folder)
-    again = run(RunConfig(**settings), resume=True)
+    again = run(TextRun(**settings), resume=True)
     assert again.steps == first.steps == 2
     assert lines(again.folder) == logged
 
 
 def test_there_must_be_a_run_to_resume(settings: dict[str, Any]) -> None:
     with pytest.raises(Exception, match="there is no run to resume in"):
-        run(RunConfig(**settings), resume=True)
+        run(TextRun(**settings), resume=True)

@@ -12,7 +12,8 @@ from transformers import BloomConfig, BloomForCausalLM, MixtralConfig, MixtralFo
 
 import weft
 from weft.errors import ConfigError, DataError, TargetError, TrainingError, WeftError
-from weft.training import RunConfig, evaluate, load_base, load_text, run
+from weft.tasks import TextRun, evaluate
+from weft.training import RunConfig, load_base, load_text, run
 from weft.training.folder import RunFolder
 from weft.training.trainer import AdapterTrainer
 
@@ -27,10 +28,11 @@ def settings(base: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_run_leaves_everything_in_its_folder(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
-    result = run(RunConfig(**settings, generate_rows=3, max_new_tokens=8))
+    result = run(TextRun(**settings, generate_rows=3, max_new_tokens=8))
     folder = result.folder
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "loss.png", "adapter", "README.md", "checkpoints"
+        "config.yaml", "metrics.jsonl", "samples.jsonl", "loss.png", "metrics.png", "adapter", "README.md",
+        "checkpoints",
     }  # fmt: skip
     assert result.before is not None
     assert result.after is not None
@@ -49,6 +51,13 @@ def test_a_run_leaves_everything_in_its_folder(settings: dict[str, Any], tokeniz
     text = (folder / "README.md").read_text()
     assert f"| loss (nats per learned token) | {result.before.loss:.4f} | {result.after.loss:.4f} |" in text
     assert "| rank | 2 |" in text
+    answers = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [(each["step"], each.get("final", False)) for each in answers[::3]] == [
+        (0, False), (3, False), (6, False), (6, True)
+    ]  # fmt: skip
+    assert {"input": "0:", "reference": "even"}.items() <= answers[-3].items()
+    for part in ("asked:\n\n```\n0:\n```", "wanted:\n\n```\neven\n```", "![metrics](metrics.png)"):
+        assert part in text
 
     # what was saved is what was trained
     loaded = load_base(settings["base"])
@@ -58,16 +67,16 @@ def test_a_run_leaves_everything_in_its_folder(settings: dict[str, Any], tokeniz
 
 
 def test_the_saved_settings_give_the_same_run_again(settings: dict[str, Any], tmp_path: Path) -> None:
-    first = run(RunConfig(**settings, dropout=0.2))
+    first = run(TextRun(**settings, dropout=0.2))
     second = run(RunConfig.from_yaml(first.folder / "config.yaml", {"output": tmp_path / "again"}))
     assert same(weights(first.folder), weights(second.folder))
     assert lines(first.folder) == lines(second.folder)
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(settings: dict[str, Any], tmp_path: Path) -> None:
-    plain = run(RunConfig(**settings, dropout=0.2))
+    plain = run(TextRun(**settings, dropout=0.2))
     thrifty = run(
-        RunConfig(**(settings | {"output": tmp_path / "thrifty", "dropout": 0.2, "gradient_checkpointing": True}))
+        TextRun(**(settings | {"output": tmp_path / "thrifty", "dropout": 0.2, "gradient_checkpointing": True}))
     )
     assert same(weights(plain.folder), weights(thrifty.folder))
 
@@ -75,9 +84,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory(settings: dict[str, A
 def test_accumulated_batches_are_one_large_batch(settings: dict[str, Any], tmp_path: Path) -> None:
     """The loss is a mean over the tokens of a step, not a mean of the batches' means."""
     one_step = settings | {"max_steps": 1, "warmup": 0}
-    large = run(RunConfig(**(one_step | {"batch_size": 10})))
+    large = run(TextRun(**(one_step | {"batch_size": 10})))
     changes = {"batch_size": 2, "gradient_accumulation": 5, "output": tmp_path / "small"}
-    small = run(RunConfig(**(one_step | changes)))
+    small = run(TextRun(**(one_step | changes)))
     norms = [next(line["grad_norm"] for line in lines(r.folder) if "grad_norm" in line) for r in (large, small)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # float32, another order of summation
 
@@ -91,7 +100,7 @@ def worsening(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_best_evaluation_is_kept(worsening: dict[str, Any]) -> None:
-    result = run(RunConfig(**worsening))
+    result = run(TextRun(**worsening))
     logged = [line for line in lines(result.folder) if "eval_loss" in line and "final" not in line]
     losses = {line["step"]: line["eval_loss"] for line in logged}
     assert result.best_step == min(range(1, 9), key=losses.__getitem__) < 8
@@ -100,33 +109,33 @@ def test_the_best_evaluation_is_kept(worsening: dict[str, Any]) -> None:
 
 
 def test_the_last_step_is_kept_if_one_asks_for_it(worsening: dict[str, Any]) -> None:
-    result = run(RunConfig(**worsening, keep_best=False))
+    result = run(TextRun(**worsening, keep_best=False))
     assert result.best_step is None
     assert result.after is not None
     assert result.after.loss == pytest.approx(lines(result.folder)[-2]["eval_loss"], rel=1e-6)
 
 
 def test_early_stopping(worsening: dict[str, Any]) -> None:
-    result = run(RunConfig(**(worsening | {"max_steps": 50}), early_stopping=2))
+    result = run(TextRun(**(worsening | {"max_steps": 50}), early_stopping=2))
     assert result.best_step is not None
     assert result.steps == result.best_step + 2 < 50
 
 
 def test_a_share_can_be_held_out(settings: dict[str, Any]) -> None:
-    result = run(RunConfig(**(settings | {"eval": None, "eval_share": 0.25, "max_steps": 1})))
+    result = run(TextRun(**(settings | {"eval": None, "eval_share": 0.25, "max_steps": 1})))
     assert result.train_data.rows == 15
     assert result.eval_data is not None
     assert result.eval_data.rows == 5
 
 
 def test_without_held_out_data_the_card_says_so(settings: dict[str, Any]) -> None:
-    result = run(RunConfig(**(settings | {"eval": None, "max_steps": 1})))
+    result = run(TextRun(**(settings | {"eval": None, "max_steps": 1})))
     assert result.before is result.after is None
     assert "No data was held out" in (result.folder / "README.md").read_text()
 
 
 def test_bfloat16_holds_the_base_and_trains_float32_factors(settings: dict[str, Any]) -> None:
-    result = run(RunConfig(**settings, bf16=True))
+    result = run(TextRun(**settings, bf16=True))
     assert {tensor.dtype for tensor in weights(result.folder).values()} == {torch.float32}
     assert result.before is not None
     assert result.after is not None
@@ -134,12 +143,12 @@ def test_bfloat16_holds_the_base_and_trains_float32_factors(settings: dict[str, 
 
 
 def test_tensorboard(settings: dict[str, Any]) -> None:
-    result = run(RunConfig(**(settings | {"max_steps": 1, "tensorboard": True})))
+    result = run(TextRun(**(settings | {"max_steps": 1, "tensorboard": True})))
     assert list((result.folder / "tensorboard").glob("events.*"))
 
 
 def test_a_folder_that_is_taken_is_refused(settings: dict[str, Any]) -> None:
-    config = RunConfig(**(settings | {"max_steps": 1}))
+    config = TextRun(**(settings | {"max_steps": 1}))
     folder = run(config).folder
     before = weights(folder)
     with pytest.raises(
@@ -157,7 +166,7 @@ def test_somebody_elses_folder_is_never_overwritten(settings: dict[str, Any]) ->
     settings["output"].mkdir()
     (settings["output"] / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match="holds something that is no run"):
-        run(RunConfig(**settings), overwrite=True)
+        run(TextRun(**settings), overwrite=True)
     assert (settings["output"] / "thesis.tex").read_text() == "mine"
 
 
@@ -176,7 +185,7 @@ def test_a_run_that_cannot_be_leaves_nothing_behind(
     settings: dict[str, Any], changes: dict[str, Any], error: type[WeftError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        run(RunConfig(**(settings | {"save_every": 100, "eval": None} | changes)))
+        run(TextRun(**(settings | {"save_every": 100, "eval": None} | changes)))
     assert not settings["output"].exists()
 
 
@@ -186,15 +195,15 @@ def test_too_little_memory_is_one_message(settings: dict[str, Any], monkeypatch:
 
     monkeypatch.setattr(AdapterTrainer, "training_step", exhausted)
     with pytest.raises(TrainingError, match="too little memory for this run; lower batch_size"):
-        run(RunConfig(**settings))
+        run(TextRun(**settings))
     assert not settings["output"].exists()
 
 
 def test_a_run_can_be_moved_and_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
-    first = run(RunConfig(**settings))
+    first = run(TextRun(**settings))
     moved = first.folder.rename(tmp_path / "moved")
     expected = weights(moved)
-    again = run(RunConfig(**(settings | {"output": moved})), resume=True)
+    again = run(TextRun(**(settings | {"output": moved})), resume=True)
     assert again.best_step == first.best_step
     assert same(weights(moved), expected)
 
@@ -210,7 +219,7 @@ def test_a_failure_after_a_checkpoint_keeps_it(settings: dict[str, Any], monkeyp
 
     monkeypatch.setattr(AdapterTrainer, "save_model", full_disk)
     with pytest.raises(TrainingError, match=r"No space left on device.*last good checkpoint is .*checkpoint-1\)"):
-        run(RunConfig(**(settings | {"save_every": 1, "eval": None})))
+        run(TextRun(**(settings | {"save_every": 1, "eval": None})))
     assert RunFolder(settings["output"]).config.is_file()
     assert not (settings["output"] / "adapter").exists()
 
@@ -220,7 +229,7 @@ def test_batches_are_packed_where_the_base_can_take_it(settings: dict[str, Any],
     settings |= {"max_steps": 2, "bf16": bf16}
     held_out = []
     for batching, written in (("auto", "packed"), ("sorted", "sorted"), ("random", "random")):
-        result = run(RunConfig(**(settings | {"output": tmp_path / batching, "batching": batching})))
+        result = run(TextRun(**(settings | {"output": tmp_path / batching, "batching": batching})))
         assert RunConfig.from_yaml(result.folder / "config.yaml").batching == written
         assert f"| batching | {written} |" in (result.folder / "README.md").read_text()
         assert result.after is not None
@@ -236,7 +245,7 @@ def shown_by(config: RunConfig) -> str:
 
 
 def test_a_loss_that_cannot_be_taken_in_chunks(settings: dict[str, Any], base: Path, tmp_path: Path) -> None:
-    assert "all learned logits" not in shown_by(RunConfig(**settings))
+    assert "all learned logits" not in shown_by(TextRun(**settings))
     folder = tmp_path / "experts"
     shutil.copytree(base, folder)
     small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -246,7 +255,7 @@ def test_a_loss_that_cannot_be_taken_in_chunks(settings: dict[str, Any], base: P
     )  # fmt: skip
     MixtralForCausalLM(config).save_pretrained(folder)
     settings |= {"base": str(folder), "output": tmp_path / "other", "max_steps": 1, "targets": "q_proj"}
-    assert "the loss is taken from all learned logits of a batch at once" in shown_by(RunConfig(**settings))
+    assert "the loss is taken from all learned logits of a batch at once" in shown_by(TextRun(**settings))
 
 
 def test_a_base_that_cannot_take_packed_batches(settings: dict[str, Any], base: Path, tmp_path: Path) -> None:
@@ -260,7 +269,7 @@ def test_a_base_that_cannot_take_packed_batches(settings: dict[str, Any], base: 
     BloomForCausalLM(BloomConfig.from_pretrained(folder)).save_pretrained(folder)
     settings |= {"base": str(folder), "max_steps": 1}
     with pytest.raises(ConfigError, match="batching: this base cannot take packed batches: it takes no position_ids"):
-        run(RunConfig(**settings, batching="packed"))
+        run(TextRun(**settings, batching="packed"))
     assert not settings["output"].exists()
-    assert "sorted by length, not packed: it takes no position_ids" in shown_by(RunConfig(**settings))
+    assert "sorted by length, not packed: it takes no position_ids" in shown_by(TextRun(**settings))
     assert RunConfig.from_yaml(settings["output"] / "config.yaml").batching == "sorted"

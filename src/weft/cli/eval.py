@@ -31,9 +31,10 @@ def evaluate(
     """Evaluate the base and each adapter: loss (nats per learned token), accuracy, and greedy answers."""
     import weft
     from weft.data.text import Columns
-    from weft.training import evaluate as evaluate_model
+    from weft.tasks import evaluate as evaluate_model
+    from weft.tasks.text import TextTask
     from weft.training import load_base
-    from weft.training.card import metric_rows
+    from weft.training.task import metric_rows
 
     quiet_transformers()
     paths = [adapter_path(path) for path in adapter or []]
@@ -67,6 +68,6 @@ def evaluate(
     out = results()
     out.print(f"{data}: {dataset.report}", soft_wrap=True, markup=False)
     titles = (base, *map(str, adapter or []))
-    out.print(table([("held out", *titles), *metric_rows(*found)], right=titles))
-    if found[0].generated_rows:
-        out.print(f"text metrics from {found[0].generated_rows} greedy answers")
+    out.print(table([("held out", *titles), *metric_rows(TextTask.metrics, *found)], right=titles))
+    if found[0].samples:
+        out.print(f"text metrics from {len(found[0].samples)} greedy answers")

@@ -1,4 +1,4 @@
-"""``weft train``: a run from a YAML file, from flags, or from both; the flags are made from `RunConfig`."""
+"""``weft train``: a run from a YAML file, from flags, or from both; the flags are made from the tasks' settings."""
 
 import inspect
 import types
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from weft.cli.adapter_options import indices, pairs, split
 from weft.cli.output import errors, print_json, quiet_transformers, results, table
 from weft.errors import ConfigError
-from weft.training.config import RunConfig
+from weft.training.config import RunConfig, run_settings
 
 # Settings whose flag is repeated, or takes several values; and those that may carry settings of their own.
 _SEVERAL: dict[str, Callable[[list[str]], Any]] = {
@@ -29,7 +29,7 @@ _TAGGED = ("init", "variant", "scaling")
 
 # The first setting of each part of the help.
 _PANELS = {
-    "base": "Base and output",
+    "task": "Task, base and output",
     "train": "Data",
     "rank": "Adapter",
     "learning_rate": "Training",
@@ -62,7 +62,7 @@ def _train(
         print_json(result.to_dict())
         return
 
-    from weft.training.card import metric_rows
+    from weft.training.task import metric_rows
 
     out = results()
     out.print(f"data       {result.train_data}")
@@ -71,7 +71,11 @@ def _train(
     out.print(f"steps      {result.steps:,} in {result.seconds:.1f} s{pace}")
     if result.before is not None and result.after is not None:
         heading = ("held out", "base", "with the adapter")
-        out.print(table([heading, *metric_rows(result.before, result.after)], right=heading[1:]))
+        out.print(
+            table(
+                [heading, *metric_rows(config.implementation().metrics, result.before, result.after)], right=heading[1:]
+            )
+        )
         if result.best_step is not None and result.best_step != result.steps:
             out.print(f"kept the weights of step {result.best_step}, the best evaluation")
     else:
@@ -83,7 +87,7 @@ def _config(run: Path | None, resume: bool, flags: dict[str, Any]) -> RunConfig:
     if run is None:
         if resume and "output" not in flags:
             raise ConfigError("--resume: name the run's folder, or its YAML file")
-        return RunConfig(**flags)
+        return RunConfig.from_dict(flags)
     if not run.is_dir():
         return RunConfig.from_yaml(run, flags)
     if not resume:
@@ -119,8 +123,10 @@ def _flag_type(name: str, annotation: Any) -> Any:
     return kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float, str, Path) else str
 
 
-def _metavar(annotation: Any) -> str | None:
+def _metavar(name: str, annotation: Any) -> str | None:
     """The choices of a setting that has a few."""
+    if annotation is str and name == "task":
+        return "|".join(run_settings)
     names: list[str] = []
     for kind in _members(annotation):
         if typing.get_origin(kind) is Literal:
@@ -138,17 +144,33 @@ def _help(field: FieldInfo) -> str:
     return f"{field.description} (default: {default})"
 
 
-def _parameters() -> Iterator[inspect.Parameter]:
-    """A flag for each setting of a run."""
+def _settings() -> Iterator[tuple[str, FieldInfo, str]]:
+    """Every setting of every task once, with the part of the help that it belongs to."""
     panel = ""
     for name, field in RunConfig.model_fields.items():
         panel = _PANELS.get(name, panel)
+        yield name, field, panel
+    seen = set(RunConfig.model_fields)
+    owners: dict[str, list[str]] = {}
+    for task in run_settings:
+        for name in run_settings[task].model_fields:
+            owners.setdefault(name, []).append(task)
+    for task in run_settings:
+        for name, field in run_settings[task].model_fields.items():
+            if name not in seen:
+                seen.add(name)
+                yield name, field, f"Task: {', '.join(owners[name])}"
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    """A flag for each setting."""
+    for name, field, panel in _settings():
         kind = _flag_type(name, field.annotation)
         dashed = name.replace("_", "-")
         option = typer.Option(
             f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}",
             help=_help(field),
-            metavar=None if kind is bool else _metavar(field.annotation),
+            metavar=None if kind is bool else _metavar(name, field.annotation),
             show_default=False,
             rich_help_panel=panel,
         )

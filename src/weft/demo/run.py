@@ -16,9 +16,9 @@ from rich.table import Table
 import weft
 from weft.demo.stdlib import functions
 from weft.demo.tasks import TASKS, Task
-from weft.training import RunConfig, RunResult, TextDataset, load_base, load_text, run
+from weft.tasks import TextRun, generate_answers
+from weft.training import RunResult, Sample, TextDataset, load_base, load_text, run
 from weft.training.base import Base
-from weft.training.evaluation import Answer, generate_answers
 
 _COMPARED = 24  # held-out rows whose answers are compared before and after a merge
 _SHOWN, _WIDTH = 4, 60  # rows shown, and characters of each text
@@ -72,8 +72,8 @@ def demo(output: Path, most_rows: int) -> None:
     console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
 
 
-def _settings(task: Task, files: tuple[Path, Path], output: Path) -> RunConfig:
-    return RunConfig(
+def _settings(task: Task, files: tuple[Path, Path], output: Path) -> TextRun:
+    return TextRun(
         base="bundled",
         output=output / task.name,
         train=str(files[0]),
@@ -119,13 +119,13 @@ def _show_switching(base: Base, trained: list[Trained], console: Console) -> Non
         weft.activate(base.model, names[turn % 2])
     microseconds = 1e6 * (time.perf_counter() - start) / _ROUNDS
     for each in trained:
-        answers: list[list[Answer]] = []
+        answers: list[list[Sample]] = []
         for name in (None, *names):
             with weft.active(base.model, name):
                 answers.append(_answers(base, each, _SHOWN))
         table = Table("asked", "wanted", "base alone", *names, title=f"{each.task.title}, greedily")
         for row in zip(*answers, strict=True):
-            asked = row[0].prompt.strip().splitlines()[0]
+            asked = row[0].input.strip().splitlines()[0]
             table.add_row(*(escape(_short(text)) for text in (asked, row[0].reference, *(a.answer for a in row))))
         console.print(table)
     console.print(f"A switch of the whole model took {microseconds:.0f} microseconds.")
@@ -175,7 +175,7 @@ def _forward_times(base: Base, name: str) -> dict[str, float]:
     return {key: statistics.median(values) for key, values in times.items()}
 
 
-def _answers(base: Base, trained: Trained, rows: int) -> list[Answer]:
+def _answers(base: Base, trained: Trained, rows: int) -> list[Sample]:
     return generate_answers(base.model, base.tokenizer, trained.held_out, rows, max_new_tokens=24)
 
 

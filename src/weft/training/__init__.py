@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from weft.data.text import TextDataset, load_text
     from weft.training.base import Base, load_base
     from weft.training.curve import RankCurve, rank_curve
-    from weft.training.evaluation import EvalResult, evaluate
     from weft.training.job import run
     from weft.training.lorahub import Composition, search_weights
     from weft.training.result import RunResult
+    from weft.training.task import Evaluation, Metric, Sample, Task
     from weft.training.trainer import AdapterTrainer
     from weft.training.weight_search import WeightSearch
 
@@ -23,13 +23,15 @@ __all__ = [
     "AdapterTrainer",
     "Base",
     "Composition",
-    "EvalResult",
+    "Evaluation",
+    "Metric",
     "RankCurve",
     "RunConfig",
     "RunResult",
+    "Sample",
+    "Task",
     "TextDataset",
     "WeightSearch",
-    "evaluate",
     "load_base",
     "load_text",
     "rank_curve",
@@ -42,12 +44,14 @@ _HOMES = {
     "AdapterTrainer": "weft.training.trainer",
     "Base": "weft.training.base",
     "Composition": "weft.training.lorahub",
-    "EvalResult": "weft.training.evaluation",
+    "Evaluation": "weft.training.task",
+    "Metric": "weft.training.task",
     "RankCurve": "weft.training.curve",
     "RunResult": "weft.training.result",
+    "Sample": "weft.training.task",
+    "Task": "weft.training.task",
     "TextDataset": "weft.data.text",
     "WeightSearch": "weft.training.weight_search",
-    "evaluate": "weft.training.evaluation",
     "load_base": "weft.training.base",
     "load_text": "weft.data.text",
     "rank_curve": "weft.training.curve",

@@ -1,25 +1,36 @@
 """`RunConfig`: everything that decides a training run, as one checked value. Imports neither torch nor transformers.
 
-A YAML file, the flags of ``weft train`` and Python all fill in this one model.
+A YAML file, the flags of ``weft train`` and Python all fill in this one model. It has what every run has; each task
+adds its own settings in a subclass (`weft.tasks`), flat beside these.
 """
 
 import dataclasses
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from weft.config import LoRAConfig
 from weft.errors import ConfigError, nearest
+from weft.registry import Registry
+
+if TYPE_CHECKING:
+    from weft.training.task import Task
 
 _LORA_FIELDS = tuple(field.name for field in dataclasses.fields(LoRAConfig))
 
 
-class RunConfig(BaseModel):
-    """The settings of one training run.
+run_settings: "Registry[type[RunConfig]]" = Registry("task", home="weft.tasks")
+
+DEFAULT_TASK = "text"
+
+
+class RunConfig(BaseModel, ABC):
+    """The settings that every training run has. A task's own class adds to them, and is registered in `run_settings`.
 
     Raises:
         ConfigError: an unknown setting (the message names the nearest), or a value that cannot be.
@@ -27,6 +38,11 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    paths: ClassVar[tuple[str, ...]] = ("base", "train", "eval")  # settings that may be a local path
+
+    task: str = Field(
+        DEFAULT_TASK, description="What is learned: the name of a task. It decides which settings follow."
+    )
     base: str = Field("bundled", description="The base model: a folder, a hub id, or 'bundled'.")
     output: Path = Field(description="The run's folder: configuration, metrics, checkpoints, adapter, card.")
 
@@ -40,17 +56,6 @@ class RunConfig(BaseModel):
     )
     train_split: str = Field("train", description="The split to train on, of data that has several.")
     eval_split: str = Field("test", description="The split to evaluate on, of data that has several.")
-    messages_column: str = Field("messages", description="The column of chat messages.")
-    prompt_column: str = Field("prompt", description="The column of prompts.")
-    completion_column: str = Field("completion", description="The column of completions.")
-    text_column: str = Field("text", description="The column of plain text, all of which is learned.")
-    max_length: int | None = Field(
-        None, ge=2, description="Tokens in a row at most. Default: as many as the base's context holds."
-    )
-    long_rows: Literal["truncate", "drop", "error"] = Field(
-        "truncate",
-        description="Longer rows: truncate (the prompt's left; plain text: its right), drop, or stop with an error.",
-    )
 
     rank: int = Field(16, ge=1, description="r, the inner size of B A.")
     alpha: float = Field(32.0, description="The numerator of the scaling alpha / r.")
@@ -98,18 +103,8 @@ class RunConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, about a third more time."
     )
-    cache_frozen: bool = Field(
-        False,
-        description="Run the blocks below the lowest adapted one (see layers) once for each row, and keep their output "
-        "on disk until the run has ended.",
-    )
     bf16: bool | Literal["auto"] = Field(
         "auto", description="Hold the frozen base in bfloat16 (the factors stay in float32); auto: on GPUs made for it."
-    )
-    batching: Literal["auto", "packed", "sorted", "random"] = Field(
-        "auto",
-        description="The rows of a batch: packed end to end, in random order, with no padding; padded, sorted so that "
-        "rows of like length meet; or padded, in random order. auto: packed where the base can take it, else sorted.",
     )
     seed: int = Field(42, ge=0, description="The seed of the factors, the order of rows, dropout and eval_share.")
 
@@ -120,16 +115,12 @@ class RunConfig(BaseModel):
         None, ge=1, description="Stop after this many evaluations in a row without a new best. Default: never."
     )
     keep_best: bool = Field(True, description="End with the weights of the best evaluation instead of the last step's.")
-    generate_rows: int = Field(
-        0, ge=0, description="Held-out rows to answer greedily before and after training, for the text metrics."
-    )
-    max_new_tokens: int = Field(64, ge=1, description="Tokens in such an answer at most.")
     tensorboard: bool | Literal["auto"] = Field("auto", description="Write TensorBoard events; auto: if installed.")
 
     def __init__(self, **values: Any) -> None:
         for key in values:
             if key not in type(self).model_fields:
-                raise ConfigError(f"unknown setting {key!r}{nearest(key, type(self).model_fields)}")
+                raise ConfigError(self._unknown(key))
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -141,8 +132,6 @@ class RunConfig(BaseModel):
             raise ConfigError("eval and eval_share are both given; held-out data comes from one of them")
         if self.early_stopping is not None and not self.has_eval:
             raise ConfigError("early_stopping needs held-out data: give eval or eval_share")
-        if self.generate_rows and not self.has_eval:
-            raise ConfigError("generate_rows needs held-out data: give eval or eval_share")
         self.lora()
         return self
 
@@ -155,17 +144,27 @@ class RunConfig(BaseModel):
         """The configuration of the adapter."""
         return LoRAConfig.from_dict({name: getattr(self, name) for name in _LORA_FIELDS})
 
-    def resolved(self) -> "RunConfig":
+    @classmethod
+    @abstractmethod
+    def implementation(cls) -> "type[Task]":
+        """What runs these settings; imported at the call, since it may take seconds."""
+
+    def resolved(self) -> Self:
         """The same run from any working folder: local paths made absolute."""
-        paths = {name: _absolute(getattr(self, name)) for name in ("base", "train", "eval")}
-        return RunConfig(**(self.model_dump() | paths | {"output": Path(os.path.abspath(self.output.expanduser()))}))
+        paths = {name: _absolute(getattr(self, name)) for name in self.paths}
+        return type(self)(**(self.model_dump() | paths | {"output": Path(os.path.abspath(self.output.expanduser()))}))
 
     def to_yaml(self) -> str:
         """Every setting, in order, as YAML that `from_yaml` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
-    @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "RunConfig":
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "RunConfig":
+        """A run's settings, of the class that its task has."""
+        return run_settings[str(values.get("task", DEFAULT_TASK))](**values)
+
+    @staticmethod
+    def from_yaml(path: str | Path, overrides: Mapping[str, Any] | None = None) -> "RunConfig":
         """A run's settings from a YAML file; `overrides` win over the file.
 
         Raises:
@@ -181,9 +180,18 @@ class RunConfig(BaseModel):
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: expected settings such as 'rank: 16', found {type(values).__name__}")
         try:
-            return cls(**({str(key): value for key, value in values.items()} | dict(overrides or {})))
+            return RunConfig.from_dict({str(key): value for key, value in values.items()} | dict(overrides or {}))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def _unknown(cls, key: str) -> str:
+        """Why a setting cannot be given to this task's runs."""
+        others = [name for name in run_settings if key in run_settings[name].model_fields]
+        if others:
+            task = cls.model_fields["task"].default
+            return f"the task {task!r} has no setting {key!r}; it belongs to the task {' or '.join(map(repr, others))}"
+        return f"unknown setting {key!r}{nearest(key, cls.model_fields)}"
 
 
 def _absolute(value: str | None) -> str | None:

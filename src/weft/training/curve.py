@@ -31,8 +31,8 @@ from weft.model import activate, active, attach, detach
 from weft.model.prefix import NESTED, factors_of, prefix
 from weft.model.state import has_state, state_of
 from weft.nn import Factors
-from weft.training.evaluation import RowScorer, RowScores
 from weft.training.nested import powers_of_two
+from weft.training.row_scores import RowScorer, RowScores
 
 Interval = tuple[float, float]
 """The ends of a 95% interval."""

@@ -17,7 +17,7 @@ from weft.errors import ConfigError, DataError
 from weft.model import attach, detach
 from weft.model.weighted import weighted
 from weft.training.base import Base
-from weft.training.evaluation import RowScorer
+from weft.training.row_scores import RowScorer
 from weft.training.weight_search import Search, Trial, WeightSearch, search
 
 _DEFAULTS = WeightSearch()

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weft.data.text import DataReport
-from weft.training.evaluation import EvalResult
+from weft.training.task import Evaluation, Report
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,10 @@ class RunResult:
 
     folder: Path
     adapter: Path
-    before: EvalResult | None
-    after: EvalResult | None
-    train_data: DataReport
-    eval_data: DataReport | None
+    before: Evaluation | None
+    after: Evaluation | None
+    train_data: Report
+    eval_data: Report | None
     steps: int
     best_step: int | None
     seconds: float
@@ -43,4 +42,12 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return dataclasses.asdict(self) | {"folder": str(self.folder), "adapter": str(self.adapter)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Path):
+                values[name] = str(value)
+            elif isinstance(value, Evaluation):
+                values[name] = value.to_dict()
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                values[name] = dataclasses.asdict(value)
+        return values

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from weft.data.text import IGNORED
-from weft.training import TextDataset, evaluate, load_text
-from weft.training.evaluation import generate_answers
+from weft.tasks import evaluate, generate_answers
+from weft.training import TextDataset, load_text
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def test_loss_and_accuracy_are_means_over_label_tokens(
     result = evaluate(model, tokenizer, data, batch_size=7)
     assert model.training
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert (result.rows, result.tokens) == (20, len(losses))
-    assert result.tokens == data.report.label_tokens
+    assert (result.rows, result.scores["tokens"]) == (20, len(losses))
+    assert result.scores["tokens"] == data.report.label_tokens
     assert result.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert result.perplexity == pytest.approx(math.exp(result.loss))
-    assert result.token_accuracy == pytest.approx(sum(hits) / len(hits))
-    assert result.rouge_l is None
+    assert result.scores["perplexity"] == pytest.approx(math.exp(result.loss))
+    assert result.scores["token_accuracy"] == pytest.approx(sum(hits) / len(hits))
+    assert "rouge_l" not in result.scores
 
 
 def test_answers_in_a_padded_batch_are_those_of_single_prompts(
@@ -48,10 +48,10 @@ def test_answers_in_a_padded_batch_are_those_of_single_prompts(
 ) -> None:
     answers = generate_answers(model, tokenizer, data, rows=5, batch_size=5, max_new_tokens=6)
     prompts = ["0:", "very very very very 4:", "very very very 8:", "very very 12:", "very 16:"]
-    assert [answer.prompt for answer in answers] == prompts
+    assert [answer.input for answer in answers] == prompts
     assert {answer.reference for answer in answers} == {"even"}
     for answer in answers:
-        ids = tokenizer(answer.prompt, return_tensors="pt")
+        ids = tokenizer(answer.input, return_tensors="pt")
         alone = model.generate(**ids, do_sample=False, max_new_tokens=6, eos_token_id=tokenizer.eos_token_id)
         text = tokenizer.decode(alone[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         assert answer.answer == text.strip()
@@ -78,16 +78,16 @@ def test_text_metrics_of_known_answers(base: Path, tokenizer: PreTrainedTokenize
     parrot = Parrot.from_pretrained(base)
     parrot.said = tokenizer("xyz")["input_ids"] + [tokenizer.eos_token_id]
     result = evaluate(parrot, tokenizer, data, generate_rows=9, max_new_tokens=20)
-    assert result.generated_rows == 2
-    assert result.exact_match == 50
-    assert result.rouge_l == 50
-    assert result.chrf is not None
-    assert 0 < result.chrf < 100
+    assert result.scores["generated_rows"] == 2
+    assert result.scores["exact_match"] == 50
+    assert result.scores["rouge_l"] == 50
+    assert result.scores["chrf"] is not None
+    assert 0 < result.scores["chrf"] < 100
 
 
 def test_plain_text_has_no_answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"text": "abc"}\n')
     result = evaluate(model, tokenizer, load_text(tmp_path / "d.jsonl", tokenizer), generate_rows=3)
-    assert result.generated_rows == 0
-    assert result.exact_match is None
-    assert result.tokens == 3  # b, c and the end: nothing comes before a
+    assert "generated_rows" not in result.scores
+    assert result.samples == []
+    assert result.scores["tokens"] == 3  # b, c and the end: nothing comes before a

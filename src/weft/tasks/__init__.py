@@ -1,0 +1,23 @@
+"""The kinds of run: one file a task, and its settings, which import neither torch nor transformers, in `settings`."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from weft.tasks.settings.text import TextRun
+
+if TYPE_CHECKING:
+    from weft.tasks.text_evaluation import evaluate, generate_answers
+
+__all__ = ["TextRun", "evaluate", "generate_answers"]
+
+# What needs torch and transformers is imported when it is first asked for.
+_HOMES = {
+    "evaluate": "weft.tasks.text_evaluation",
+    "generate_answers": "weft.tasks.text_evaluation",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'weft.tasks' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

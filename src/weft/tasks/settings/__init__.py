@@ -1,0 +1,1 @@
+"""The settings of each task's runs; light to import, for the command line's help."""
