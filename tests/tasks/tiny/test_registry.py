@@ -37,7 +37,7 @@ def test_a_language_model_loads_with_its_tokenizer_and_takes_the_text() -> None:
     train = load_text(files["train"], base.tokenizer)
     assert train.report.rows == 10
     assert base.tokenizer.decode(train.examples[0].input_ids) == "<s>1 is one</s>"
-    assert load_text(files["eval"], base.tokenizer).report.rows == 4
+    assert load_text(files["eval"], base.tokenizer).report.rows == 5
 
 
 def test_a_value_is_kept_as_it_is() -> None:
