@@ -5,28 +5,36 @@ These are also the shortest examples of how to write one.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from harness import DTYPES, LAYERS, MODELS, Case, adapted, check_laws, identical, output
+from pydantic import Field
+from rich.console import Console
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import weft
 from weft import Adapter, Layout, LoRAConfig, LowRank, ops
 from weft.adapter import file_formats
 from weft.algebra import Method, methods, truncated
+from weft.cli import app
 from weft.config import Initializer, Scaling, Variant, initializer_names, scaling_names, variant_names
+from weft.data.rows import read_rows
 from weft.errors import ConfigError, FormatError
 from weft.init import Start, start_factors
 from weft.linalg import Limit, Truncation
 from weft.nn import Factors, LoRALayer, VariantRule
 from weft.nn.base import register_layer_kind
+from weft.training import Evaluation, Metric, RunConfig, Sample, Task, run
+from weft.training.config import run_settings
 from weft.variants import rule_for
 
 # ---- an initializer -------------------------------------------------------------------------------------------------
@@ -310,6 +318,126 @@ def test_a_merge_method() -> None:
     weft.attach(model, weft.combine([a, b], Louder(), rank=1), "made")
     with pytest.raises(ConfigError, match="method 'test_louder' has no setting 'leest'; did you mean 'least'"):
         weft.combine([a, b], {"name": "test_louder", "leest": 1})
+
+
+# ---- a task ---------------------------------------------------------------------------------------------------------
+
+
+@run_settings.register("test_regress")
+class RegressRun(RunConfig):
+    """A small network learns numbers from numbers."""
+
+    task: Literal["test_regress"] = Field("test_regress", description="What is learned.")
+    noise: float = Field(0.0, ge=0, description="The deviation of what is added to the inputs.")
+
+    @classmethod
+    def implementation(cls) -> type[Task]:
+        return RegressTask
+
+
+class Regressor(nn.Module):
+    """Its loss is its own, as a run wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        prediction = self.layers(x).squeeze(-1)
+        return {"loss": nn.functional.mse_loss(prediction, labels), "prediction": prediction}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What became of the rows."""
+
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows of numbers"
+
+
+class RegressTask(Task):
+    """Rows are {"x": three numbers, "y": a number}."""
+
+    metrics = (Metric("loss", "squared error", greater_is_better=False),)
+
+    @classmethod
+    def open(cls, config: RunConfig, console: Console | None) -> "RegressTask":
+        task, torch_seed = cls(), torch.Generator().manual_seed(3)
+        task.config, task.model = config, Regressor().eval()
+        for parameter in task.model.parameters():
+            nn.init.normal_(parameter, generator=torch_seed)
+        task.train_data, task.train_report = cls.rows(config.train)
+        task.eval_data, task.eval_report = cls.rows(config.eval) if config.eval else (None, None)
+        return task
+
+    @staticmethod
+    def rows(path: str) -> tuple[list[dict[str, Any]], Counted]:
+        rows = [dict(row.values) for row in read_rows(path)]
+        return rows, Counted(len(rows))
+
+    @property
+    def collator(self) -> Callable[[list[Any]], dict[str, Tensor]]:
+        return lambda rows: {"x": torch.tensor([r["x"] for r in rows]), "labels": torch.tensor([r["y"] for r in rows])}
+
+    def evaluate(self) -> Evaluation:
+        with torch.no_grad():
+            found = self.model(**self.collator(self.eval_data))
+        shown = zip(self.eval_data, found["prediction"].tolist(), strict=True)
+        samples = [Sample(str(row["x"]), str(row["y"]), f"{value:.2f}") for row, value in shown]
+        return Evaluation(len(self.eval_data), {"loss": float(found["loss"])}, samples)
+
+    def save_beside(self, folder: Path) -> None:
+        (folder / "notes.txt").write_text("three numbers in, one out")
+
+    def usage(self, adapter: Path) -> str:
+        return f"weft.load({str(adapter)!r})"
+
+
+@pytest.fixture
+def regress_run(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=generator)
+    rows = [{"x": row, "y": sum(row)} for row in x.tolist()]
+    for name, part in (("train", rows[:30]), ("held", rows[30:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    settings = {
+        "task": "test_regress", "base": "none", "train": str(tmp_path / "train.jsonl"),
+        "rank": 2, "rank_pattern": {"layers.2": 1},
+        "eval": str(tmp_path / "held.jsonl"), "output": str(tmp_path / "run"), "learning_rate": 0.05, "max_steps": 30,
+        "log_every": 10, "eval_every": 10, "save_every": 10, "tensorboard": False,
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "run.yaml"
+
+
+def test_a_task(regress_run: Path, tmp_path: Path) -> None:
+    result = run(RunConfig.from_yaml(regress_run))
+    assert result.after.loss < 0.5 * result.before.loss
+    assert (result.trainable, str(result.train_data)) == (2 * (3 + 8) + 1 * (8 + 1), "30 rows of numbers")
+    adapter = weft.load(result.adapter)
+    assert sorted(adapter.factors) == ["layers.0", "layers.2"]
+    assert adapter.provenance["task"] == "test_regress"
+    assert (result.adapter / "notes.txt").is_file()
+    assert "squared error" in (result.folder / "README.md").read_text()
+    again = run(RunConfig.from_yaml(regress_run, {"output": tmp_path / "again"}))
+    assert again.after == result.after
+
+
+def test_a_task_is_evaluated_by_its_run(regress_run: Path, tmp_path: Path) -> None:
+    result = run(RunConfig.from_yaml(regress_run))
+    words = ["eval", "--adapter", str(result.folder), "--data", str(tmp_path / "held.jsonl"), "--json"]
+    shown = json.loads(CliRunner().invoke(app, words).stdout)["results"]
+    assert [each["loss"] for each in shown] == pytest.approx([result.before.loss, result.after.loss])
+
+
+def test_settings_are_those_of_the_task(regress_run: Path) -> None:
+    assert RunConfig.from_yaml(regress_run, {"noise": 0.5}).noise == 0.5
+    with pytest.raises(ConfigError, match="'test_regress' has no setting 'max_length'; it belongs to the task 'text'"):
+        RunConfig.from_yaml(regress_run, {"max_length": 5})
+    with pytest.raises(ConfigError, match="there is no task 'test_regres'; did you mean 'test_regress'"):
+        RunConfig.from_yaml(regress_run, {"task": "test_regres"})
 
 
 # ---- and what registering guards against ----------------------------------------------------------------------------

@@ -1,13 +1,21 @@
-"""``weft eval``: the base, and each adapter on it, on held-out text, in one table."""
+"""``weft eval``: the base, and each adapter on it, on held-out rows, in one table."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weft.cli import data_options as options
 from weft.cli.adapters import adapter_path
 from weft.cli.output import errors, print_json, quiet_transformers, results, table
+from weft.training.config import DEFAULT_TASK, RunConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from weft.training.task import Evaluation, Metric
 
 
 def evaluate(
@@ -28,46 +36,96 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Rows at a time.", min=1)] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and no table.")] = False,
 ) -> None:
-    """Evaluate the base and each adapter: loss (nats per learned token), accuracy, and greedy answers."""
+    """Evaluate the base and each adapter on held-out rows: loss, and the metrics of the task.
+
+    If the first adapter is a run's folder, its settings say what the task is, and how rows are read; the base is then
+    the run's too. Else it is text, on the base and with the columns that the options name.
+    """
     import weft
-    from weft.data.text import Columns
-    from weft.tasks import evaluate as evaluate_model
-    from weft.tasks.text import TextTask
-    from weft.training import load_base
     from weft.training.task import metric_rows
 
     quiet_transformers()
     paths = [adapter_path(path) for path in adapter or []]
-    loaded = load_base(base)
-    columns = Columns(messages_column, prompt_column, completion_column, text_column)
-    dataset = options.held_out(loaded, data, split, columns, max_length)
+    kept = _settings_of_run(adapter[0]) if adapter else None
+    if kept is None or kept.task == DEFAULT_TASK:
+        columns = (messages_column, prompt_column, completion_column, text_column)
+        subject = _text(base, data, split, columns, max_length, generate_rows, max_new_tokens, batch_size)
+    else:
+        base = kept.base
+        subject = _of_run(kept, data, split)
     for number, path in enumerate(paths):
-        weft.attach(loaded.model, weft.load(path), name=f"adapter{number}")
+        weft.attach(subject.model, weft.load(path), name=f"adapter{number}")
     names: list[str | None] = [None, *(f"adapter{number}" for number in range(len(paths)))]
     found = []
     with errors().status("evaluating") as status:
         for number, name in enumerate(names):
             status.update(f"evaluating {number + 1} of {len(names)}")
             if paths:
-                weft.activate(loaded.model, name)
-            found.append(
-                evaluate_model(
-                    loaded.model,
-                    loaded.tokenizer,
-                    dataset,
-                    batch_size=batch_size,
-                    generate_rows=generate_rows,
-                    max_new_tokens=max_new_tokens,
-                )
-            )
+                weft.activate(subject.model, name)
+            found.append(subject.evaluate())
     if as_json:
         named = zip([None, *map(str, adapter or [])], found, strict=True)
         documents = [{"adapter": path, **result.to_dict()} for path, result in named]
         print_json({"base": base, "data": data, "results": documents})
         return
     out = results()
-    out.print(f"{data}: {dataset.report}", soft_wrap=True, markup=False)
+    out.print(f"{data}: {subject.report}", soft_wrap=True, markup=False)
     titles = (base, *map(str, adapter or []))
-    out.print(table([("held out", *titles), *metric_rows(TextTask.metrics, *found)], right=titles))
+    out.print(table([("held out", *titles), *metric_rows(subject.metrics, *found)], right=titles))
     if found[0].samples:
-        out.print(f"text metrics from {len(found[0].samples)} greedy answers")
+        out.print(f"metrics of answers are from {len(found[0].samples)} of them")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated: a model, and how."""
+
+    model: "nn.Module"
+    evaluate: "Callable[[], Evaluation]"
+    metrics: "Sequence[Metric]"
+    report: object
+
+
+def _settings_of_run(path: Path) -> RunConfig | None:
+    """The settings of a run, if the path is its folder."""
+    config = path / "config.yaml"
+    return RunConfig.from_yaml(config) if config.is_file() else None
+
+
+def _of_run(kept: RunConfig, data: str, split: str) -> _Subject:
+    """The task of a run, with other held-out data."""
+    changes = {"eval": data, "eval_split": split, "eval_share": None}
+    config = type(kept)(**(kept.model_dump() | changes)).resolved()
+    task = config.implementation().open(config, None)
+    return _Subject(task.model, task.evaluate, task.metrics, task.eval_report)
+
+
+def _text(
+    base: str,
+    data: str,
+    split: str,
+    columns: tuple[str, str, str, str],
+    max_length: int | None,
+    generate_rows: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> _Subject:
+    from weft.data.text import Columns
+    from weft.tasks import evaluate as evaluate_model
+    from weft.tasks.text import TextTask
+    from weft.training import load_base
+
+    loaded = load_base(base)
+    dataset = options.held_out(loaded, data, split, Columns(*columns), max_length)
+
+    def evaluate_text() -> "Evaluation":
+        return evaluate_model(
+            loaded.model,
+            loaded.tokenizer,
+            dataset,
+            batch_size=batch_size,
+            generate_rows=generate_rows,
+            max_new_tokens=max_new_tokens,
+        )
+
+    return _Subject(loaded.model, evaluate_text, TextTask.metrics, dataset.report)
