@@ -27,5 +27,6 @@ def _(init: PiSSA, W: Tensor, rank: int, scaling: float, dtype: torch.dtype) -> 
     else:
         whole = randomized_svd(matrix, rank, num_power_iters=init.num_power_iters).svd
     root = (whole.S[:rank] / scaling).sqrt()
-    B, A = whole.U[:, :rank] * root, root.unsqueeze(1) * whole.Vh[:rank]
-    return Start(A.contiguous(), B.contiguous(), (A.clone(), B.clone()))
+    B, A = (whole.U[:, :rank] * root).contiguous(), (root.unsqueeze(1) * whole.Vh[:rank]).contiguous()
+    # Laid out in memory as the factors are: another layout is multiplied, and rounded, in another way.
+    return Start(A, B, (A.clone(), B.clone()))
