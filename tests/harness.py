@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import weft
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (*NARROW, torch.float64)
 
 
 class PlainSubclass(nn.Linear):
@@ -38,6 +40,7 @@ class Case:
         batch: makes an input, in float32 where it is floating-point.
         config: what is attached.
         tied: the weight of the last layer is the first one's.
+        dtypes: those that the base's own forward can take.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Case:
     batch: Callable[[], Tensor]
     config: weft.LoRAConfig = _FIRST
     tied: bool = False
+    dtypes: tuple[torch.dtype, ...] = DTYPES
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Sequential:
         """A fresh base with weights that depend on nothing but the case."""
@@ -187,7 +191,47 @@ DORA_MODELS = _with_dora(
 )  # fmt: skip
 """With DoRA, which trains magnitudes too: each layer kind, and what else meets them in a model."""
 
-CASES = LAYERS + MODELS + DORA_LAYERS + DORA_MODELS
+MERGEABLE = LAYERS + MODELS + DORA_LAYERS + DORA_MODELS
+"""What holds its weights as they are."""
+
+
+def eight_bit(width: int, out: int, *, bias: bool = True, threshold: float = 0.0) -> nn.Linear:
+    """A random linear layer in bitsandbytes' 8 bits."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    layer = Linear8bitLt(width, out, bias=bias, has_fp16_weights=False, threshold=threshold)
+    return layer.to("cpu")  # which quantises it
+
+
+def four_bit(width: int, out: int, *, kind: str = "nf4", nested: bool = True) -> nn.Linear:
+    """A random linear layer in bitsandbytes' 4 bits."""
+    from bitsandbytes.nn import Linear4bit
+
+    return Linear4bit(width, out, quant_type=kind, compress_statistics=nested).to("cpu")
+
+
+QUANTIZED_LAYERS = (
+    Case("8bit", lambda: [eight_bit(5, 7)], partial(torch.randn, 3, 4, 5)),
+    Case("8bit_outliers", lambda: [eight_bit(6, 4, bias=False, threshold=1.0)], partial(torch.randn, 3, 6)),
+    Case("4bit_nf4", lambda: [four_bit(20, 16)], partial(torch.randn, 3, 4, 20), dtypes=NARROW),
+    Case("4bit_fp4", lambda: [four_bit(16, 24, kind="fp4", nested=False)], partial(torch.randn, 3, 16), dtypes=NARROW),
+)
+QUANTIZED = (
+    *QUANTIZED_LAYERS,
+    *_with_dora(QUANTIZED_LAYERS, "8bit", "8bit_outliers", "4bit_nf4"),
+    Case("bias_8bit", lambda: [eight_bit(5, 7)], partial(torch.randn, 3, 4, 5), _adapted),
+    Case(
+        "bias_all_8bit",
+        lambda: [nn.Linear(5, 6), nn.LayerNorm(6), eight_bit(6, 5), nn.Tanh(), eight_bit(5, 3)],
+        partial(torch.randn, 3, 5),
+        weft.LoRAConfig(rank=2, alpha=4, targets=("0", "2"), bias="all"),
+    ),
+)
+"""Layers that bitsandbytes quantised: they are not merged into, and all the other laws hold."""
+
+CASES = MERGEABLE + QUANTIZED
+IN_DTYPES = [pytest.param(case, dtype, id=f"{case.name}-{dtype}") for case in CASES for dtype in case.dtypes]
+"""Every case in every dtype."""
 
 
 def pretend_training(model: nn.Module, seed: int = 2) -> None:
@@ -227,9 +271,14 @@ def _raw(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Everything of a model that attaching and detaching must leave as it was."""
+    """Everything of a model that attaching and detaching must leave as it was.
+
+    Attributes:
+        notes: the keys of what is made anew each time that the state is asked for, as bitsandbytes does.
+    """
 
     state: dict[str, Tensor]
+    notes: set[str]
     values: dict[str, Tensor]
     classes: dict[str, type]
     attributes: dict[str, set[str]]
@@ -243,6 +292,7 @@ class Anatomy:
         modules = dict(model.named_modules())
         return cls(
             state=dict(state),
+            notes={key for key, tensor in model.state_dict(keep_vars=True).items() if tensor is not state[key]},
             values={key: copy.deepcopy(value.detach()) for key, value in state.items()},
             classes={path: type(module) for path, module in modules.items()},
             attributes={path: set(vars(module)) for path, module in modules.items()},
@@ -255,8 +305,8 @@ class Anatomy:
         """Every key of the state dict is there, and is the very tensor that it was, bit for bit."""
         now = model.state_dict(keep_vars=True)
         for key, tensor in self.state.items():
-            assert now[key] is tensor, key
-            assert identical(tensor, self.values[key]), key
+            assert now[key] is tensor or key in self.notes, key
+            assert identical(now[key], self.values[key]), key
 
     def check_restored(self, model: nn.Module) -> None:
         """Nothing tells that anything was ever attached."""

@@ -15,7 +15,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from harness import DTYPES, LAYERS, MODELS, Case, adapted, check_laws, identical, output
+from harness import (
+    DTYPES,
+    LAYERS,
+    MODELS,
+    Anatomy,
+    Case,
+    adapted,
+    check_laws,
+    identical,
+    output,
+    pretend_training,
+)
 from pydantic import Field
 from rich.console import Console
 from torch import Tensor, nn
@@ -28,10 +39,10 @@ from weft.algebra import Method, methods, truncated
 from weft.cli import app
 from weft.config import Initializer, Scaling, Variant, initializer_names, scaling_names, variant_names
 from weft.data.rows import read_rows
-from weft.errors import ConfigError, FormatError
+from weft.errors import ConfigError, FormatError, MergeError
 from weft.init import Start, start_factors
 from weft.linalg import Limit, Truncation
-from weft.nn import Factors, LoRALayer, VariantRule
+from weft.nn import Factors, LoRALayer, Storage, VariantRule, register_storage, storage_of
 from weft.nn.base import register_layer_kind
 from weft.training import Evaluation, Metric, RunConfig, Sample, Task, run
 from weft.training.config import run_settings
@@ -222,6 +233,69 @@ def test_a_layer_kind_is_found_by_all_linear_and_planned() -> None:
         ("0", "test_headed_linear", (6, 5)),
         ("2", "linear", (4, 6)),
     ]
+
+
+# ---- a storage ------------------------------------------------------------------------------------------------------
+
+
+class WholeLinear(nn.Linear):
+    """A linear layer whose weight is whole numbers of thousandths."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__(width, out)
+        self.weight = nn.Parameter((1000 * self.weight.detach()).round().to(torch.int16), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype) / 1000, self.bias)
+
+
+@register_storage
+class Thousandths(Storage):
+    """The weight of a `WholeLinear`."""
+
+    name = "test_thousandths"
+
+    @classmethod
+    def serves(cls, module: nn.Module) -> bool:
+        return isinstance(module, WholeLinear)
+
+    def refusal(self) -> str | None:
+        return None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        out, width = self.module.weight.shape
+        return out, width
+
+    def dense(self) -> Tensor:
+        return self.module.weight / 1000
+
+    def sample(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        return self.module.weight.flatten()[places] / 1000, torch.full(places.shape, 0.0005)
+
+
+@pytest.mark.parametrize("settings", [{}, {"init": weft.PiSSA()}, {"variant": weft.DoRA()}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_storage(dtype: torch.dtype, settings: dict[str, object]) -> None:
+    case = Case("whole_linear", lambda: [WholeLinear(5, 7)], partial(torch.randn, 3, 5)).with_config(**settings)
+    model, x = case.model(dtype), case.input(dtype)
+    before, base = Anatomy.of(model), output(model, x)
+    weft.attach(model, case.config)
+    assert torch.equal(output(model, x), base)
+    x.requires_grad_()
+    model(x).double().square().sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is not None for p in weft.trainable_parameters(model))
+    pretend_training(model)
+    assert not torch.equal(output(model, x), base)
+    with pytest.raises(MergeError, match="0: its weight is stored in test_thousandths"):
+        weft.merge(model)
+    adapter = weft.collect(model)
+    weft.detach(model)
+    before.check_restored(model)
+    dense = nn.Sequential(nn.Linear(5, 7))
+    dense.load_state_dict({"0.weight": storage_of(model[0]).dense() + 0.0004, "0.bias": model[0].bias})
+    weft.attach(dense, adapter)  # the same base, before it was rounded
 
 
 # ---- a file format --------------------------------------------------------------------------------------------------

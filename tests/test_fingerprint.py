@@ -1,10 +1,16 @@
 """The fingerprint of a base: what stands in adapter files must stay comparable."""
 
+import copy
+import itertools
 import json
+from functools import partial
 
+import pytest
 import torch
+from torch import nn
 
-from weft.fingerprint import fingerprint
+import weft
+from weft.fingerprint import Fingerprint, fingerprint
 
 PARAMETERS = {
     "a.weight": torch.arange(60.0).view(3, 4, 5) / 7,
@@ -40,3 +46,68 @@ def test_it_sees_a_change_that_no_version_counter_does() -> None:
 def test_a_base_without_values_has_no_samples() -> None:
     assert fingerprint({"weight": torch.empty(4, 4, device="meta")}).samples == {}
     assert fingerprint({"weight": torch.empty(0, 4)}).samples == {}
+
+
+def models() -> dict[str, nn.Module]:
+    """One base in the forms that people load it in; beside it another one."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Embedding(9, 32), nn.Linear(32, 96), nn.Linear(96, 32))
+    made: dict[str, nn.Module] = {"fp32": plain, "bf16": copy.deepcopy(plain).bfloat16()}
+    for name, make in (
+        ("8bit", partial(Linear8bitLt, has_fp16_weights=False)),
+        ("8bit of bf16", partial(Linear8bitLt, has_fp16_weights=False)),
+        ("nf4", partial(Linear4bit, quant_type="nf4")),
+        ("fp4", partial(Linear4bit, quant_type="fp4", compress_statistics=False)),
+    ):
+        source = made["bf16" if "bf16" in name else "fp32"]
+        quantised = nn.Sequential(nn.Embedding(9, 32), make(32, 96), make(96, 32))
+        quantised.load_state_dict({key: value.float() for key, value in source.state_dict().items()})
+        made[name] = quantised.to("cpu")
+    return made
+
+
+def test_the_same_base_quantised_matches_in_both_directions() -> None:
+    found = {name: weft.base_fingerprint(model) for name, model in models().items()}
+    for a, b in itertools.permutations(found, 2):
+        assert found[a].difference(found[b]) is None, (a, b)
+        again = Fingerprint.from_dict(json.loads(json.dumps(found[a].to_dict())))
+        assert again == found[a]
+
+
+@pytest.mark.parametrize("form", ["8bit", "nf4", "fp4"])
+def test_another_base_does_not_match_a_quantised_one(form: str) -> None:
+    model = models()[form]
+    known = weft.base_fingerprint(model)
+    other = models()["fp32"]
+    with torch.no_grad():
+        for i in (1, 2):
+            nn.init.kaiming_uniform_(other[i].weight, a=5**0.5)
+    assert "weights differ in 2 of 5 sampled tensors" in str(known.difference(weft.base_fingerprint(other)))
+    assert "weights differ in 2 of 5 sampled tensors" in str(weft.base_fingerprint(other).difference(known))
+
+
+def test_a_fine_tuned_copy_does_not_match_an_8_bit_one() -> None:
+    known = weft.base_fingerprint(models()["8bit"])
+    tuned = models()["fp32"]
+    with torch.no_grad():
+        tuned[1].weight += 0.03 * tuned[1].weight.std() * torch.randn_like(tuned[1].weight)
+    assert known.difference(weft.base_fingerprint(tuned)) is not None
+
+
+def test_it_is_the_same_before_and_after_a_quantised_layer_has_run() -> None:
+    for form in ("8bit", "nf4"):
+        model = models()[form].eval()
+        before = weft.base_fingerprint(model)
+        model(torch.arange(9))
+        assert weft.base_fingerprint(model) == before
+
+
+def test_an_adapter_of_a_quantised_base_goes_onto_the_plain_one_and_back() -> None:
+    made = models()
+    config = weft.LoRAConfig(rank=2, targets=("1", "2"))
+    for a, b in (("8bit", "fp32"), ("fp32", "8bit"), ("8bit", "bf16"), ("nf4", "8bit")):
+        adapter = weft.collect(weft.attach(made[a], config))
+        weft.detach(made[a])
+        weft.detach(weft.attach(made[b], adapter))

@@ -6,7 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from harness import CASES, DORA_LAYERS, DTYPES, LAYERS, Anatomy, Case, identical, output, pretend_training
+from harness import (
+    CASES,
+    DORA_LAYERS,
+    IN_DTYPES,
+    LAYERS,
+    MERGEABLE,
+    QUANTIZED_LAYERS,
+    Anatomy,
+    Case,
+    identical,
+    output,
+    pretend_training,
+)
 from torch import Tensor, nn
 
 import weft
@@ -15,8 +27,7 @@ from weft.errors import StateError, TargetError
 INITIALIZERS = (weft.Kaiming(), weft.Gaussian(), weft.PiSSA(), weft.PiSSA(num_power_iters=None))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "dtype"), IN_DTYPES)
 def test_outputs_and_the_base_are_what_they_were(case: Case, dtype: torch.dtype) -> None:
     model, x = case.model(dtype).eval(), case.input(dtype)
     before, expected = Anatomy.of(model), output(model, x)
@@ -26,7 +37,7 @@ def test_outputs_and_the_base_are_what_they_were(case: Case, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("init", INITIALIZERS, ids=repr)
-@pytest.mark.parametrize("case", LAYERS + DORA_LAYERS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LAYERS + DORA_LAYERS + QUANTIZED_LAYERS, ids=lambda case: case.name)
 def test_every_initializer_starts_at_the_base_even_under_dropout(case: Case, init: weft.config.Initializer) -> None:
     model, x = case.model(), case.input()
     dropout = 0.0 if isinstance(model[0], nn.Embedding) else 0.5
@@ -46,6 +57,14 @@ def test_pissa_starts_from_the_principal_part_of_the_weight(init: weft.PiSSA) ->
     # The randomised SVD is exact here: 3 + its oversampling reaches the layer's whole rank of 6.
     assert torch.allclose(2 * B @ A, U[:, :3] * S[:3] @ Vh[:3], atol=1e-5)
     assert torch.allclose(torch.linalg.matrix_norm(A), torch.linalg.matrix_norm(B))
+
+
+@pytest.mark.parametrize("init", [weft.PiSSA(), weft.PiSSA(num_power_iters=None)], ids=repr)
+def test_pissa_starts_at_the_base_in_layers_that_take_other_kernels_than_tiny_ones(init: weft.PiSSA) -> None:
+    model, x = nn.Sequential(nn.Linear(128, 96)), torch.randn(3, 128)
+    expected = output(model, x)
+    weft.attach(model, weft.LoRAConfig(rank=2, targets="0", init=init))
+    assert torch.equal(output(model, x), expected)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -129,7 +148,7 @@ def test_a_deep_copy_is_another_model_with_an_adapter_of_its_own(case: Case) -> 
     assert weft.adapter_names(model) == ("default",)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MERGEABLE, ids=lambda case: case.name)
 def test_a_pickled_model_comes_back_with_its_adapter(case: Case) -> None:
     model, x = case.model().eval(), case.input()
     base = output(model, x)

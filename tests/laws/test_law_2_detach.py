@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from harness import CASES, DTYPES, Anatomy, Case, identical, output, pretend_training
+from harness import CASES, IN_DTYPES, MERGEABLE, Anatomy, Case, identical, output, pretend_training
 from torch import nn
 
 import weft
 from weft.errors import MergeError, StateError
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "dtype"), IN_DTYPES)
 def test_everything_is_restored_after_training(case: Case, dtype: torch.dtype) -> None:
     model, x = case.model(dtype).eval(), case.input(dtype)
     before, expected = Anatomy.of(model), output(model, x)
@@ -83,7 +82,7 @@ def test_what_was_put_on_the_layer_meanwhile_stays() -> None:
 
 
 @pytest.mark.parametrize("undo", ["snapshot", "patch"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MERGEABLE, ids=lambda case: case.name)
 def test_detaching_while_merged_undoes_the_merge_first(case: Case, undo: str) -> None:
     model = case.model()
     before = Anatomy.of(model)

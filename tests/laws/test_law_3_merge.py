@@ -16,10 +16,11 @@ import copy
 import pytest
 import torch
 from harness import (
-    CASES,
     DORA_LAYERS,
     DTYPES,
     LAYERS,
+    MERGEABLE,
+    QUANTIZED,
     Anatomy,
     Case,
     adapted,
@@ -35,7 +36,7 @@ from weft.errors import MergeError, StateError
 
 HALF_SPACING = {dtype: torch.finfo(dtype).eps / 2 for dtype in DTYPES}
 UNDO = ("snapshot", "patch")
-FEW = [case for case in CASES if case.name in ("linear", "gpt2_conv1d", "conv2d_reflect", "tied", "whole_head")]
+FEW = [case for case in MERGEABLE if case.name in ("linear", "gpt2_conv1d", "conv2d_reflect", "tied", "whole_head")]
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -51,7 +52,7 @@ def check_state(model: nn.Module, expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("undo", UNDO)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MERGEABLE, ids=lambda case: case.name)
 def test_unmerging_restores_every_bit(case: Case, dtype: torch.dtype, undo: str) -> None:
     model, x = adapted(case, dtype).eval(), case.input(dtype)
     before, expected = state(model), output(model, x)
@@ -108,7 +109,7 @@ def test_the_merged_forward_equals_the_unmerged_one_within_the_bound(case: Case,
     assert (error <= limit + 8 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps).all()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MERGEABLE, ids=lambda case: case.name)
 def test_the_merged_model_equals_the_unmerged_one(case: Case) -> None:
     model, x = adapted(case, torch.float64).eval(), case.input(torch.float64)
     unmerged = output(model, x)
@@ -117,7 +118,7 @@ def test_the_merged_model_equals_the_unmerged_one(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MERGEABLE, ids=lambda case: case.name)
 def test_a_merged_layer_runs_as_a_plain_one_that_holds_its_weight(case: Case, dtype: torch.dtype) -> None:
     model, x = adapted(case, dtype).eval(), case.input(dtype)
     weft.merge(model)
@@ -262,7 +263,7 @@ def test_the_block_form_restores_what_was_active_even_after_an_error() -> None:
 
 
 def test_tied_weights_are_merged_once() -> None:
-    tied = next(case for case in CASES if case.name == "tied")
+    tied = next(case for case in MERGEABLE if case.name == "tied")
     model, x = adapted(tied, torch.float64), tied.input(torch.float64)
     expected = output(model, x)
     report = weft.merge(model)
@@ -272,7 +273,7 @@ def test_tied_weights_are_merged_once() -> None:
 
 
 def test_factors_that_differ_on_a_tied_weight_are_refused_by_name() -> None:
-    tied = next(case for case in CASES if case.name == "tied")
+    tied = next(case for case in MERGEABLE if case.name == "tied")
     model = adapted(tied)
     adapter = weft.collect(model)
     weft.detach(model)
@@ -285,7 +286,7 @@ def test_factors_that_differ_on_a_tied_weight_are_refused_by_name() -> None:
 
 
 def test_a_tied_adapter_that_is_loaded_trains_on_as_one() -> None:
-    tied = next(case for case in CASES if case.name == "tied")
+    tied = next(case for case in MERGEABLE if case.name == "tied")
     adapter = weft.collect(adapted(tied))
     twice = {path: weft.LowRank(f.B.clone(), f.A.clone(), f.scaling) for path, f in adapter.factors.items()}
     model = weft.attach(tied.model(), weft.Adapter(adapter.config, twice, adapter.layouts), trainable=True)
@@ -418,6 +419,16 @@ def test_a_base_with_infinite_weights_of_its_own_still_merges() -> None:
         weft.merge(model, undo=undo)  # type: ignore[arg-type]
         weft.unmerge(model)
         check_state(model, before)
+
+
+@pytest.mark.parametrize("case", QUANTIZED, ids=lambda case: case.name)
+def test_quantised_weights_are_refused_by_name_and_nothing_is_merged(case: Case) -> None:
+    model, x = adapted(case).eval(), case.input()
+    before, expected = Anatomy.of(model), output(model, x)
+    with pytest.raises(MergeError, match=r"no weight was changed:\n  \d: its weight is stored in .bit.*weft merge B"):
+        weft.merge(model)
+    before.check_restored(model)
+    assert identical(output(model, x), expected)
 
 
 def test_meta_weights_are_refused_by_name() -> None:

@@ -89,7 +89,7 @@ def attach(
     survey = Survey(model)
     require_bare(survey.modules.values(), survey.parameters.values())
     _check_name(survey, name)
-    base = fingerprint(survey.parameters)
+    base = fingerprint(survey.values)
     if isinstance(source, LoRAConfig):
         if trainable is False:
             raise StateError("an adapter made from a LoRAConfig starts at zero; frozen, it would never do anything")

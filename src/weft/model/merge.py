@@ -21,7 +21,7 @@ from weft.model.modules import adapted_modules, base_modules, base_parameters, s
 from weft.model.state import require_unmerged, state_of
 from weft.model.switch import Selection, activate, check_sum, selection
 from weft.model.undo import Patch, Snapshot, Undo
-from weft.nn import Adapted, BiasLayer, Factors, LoRALayer, ReplacedModule, TrainedBias
+from weft.nn import Adapted, BiasLayer, Factors, LoRALayer, ReplacedModule, TrainedBias, storage_of
 from weft.nn.bank import set_active
 
 UndoKind = Literal["snapshot", "patch"] | None
@@ -292,6 +292,13 @@ def _check_mergeable(model: nn.Module, touched: list[tuple[str, Adapted]], chose
 
 def _unmergeable(module: Adapted) -> str | None:
     if isinstance(module, LoRALayer):
+        storage = storage_of(module)
+        if storage is not None:
+            return (
+                f"its weight is stored in {storage.name}, and rounding the merged one to that again would lose much of "
+                "what the adapter learned; merge into the unquantised checkpoint (weft merge BASE ADAPTER --output "
+                "FOLDER), or load the base unquantised"
+            )
         if parametrize.is_parametrized(module, "weight") or "weight" not in module._parameters:
             return "its weight is computed from others (a parametrization); remove that first"
         if not module.weight.is_floating_point():

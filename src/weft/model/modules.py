@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from weft.nn import Adapted
+from weft.nn import Adapted, Storage, storage_of
 from weft.nn.bank import bank_of
 
 
@@ -56,6 +56,16 @@ class Survey:
             for name, parameter in module._parameters.items()
             if parameter is not None
         }
+
+    @cached_property
+    def values(self) -> dict[str, Tensor | Storage]:
+        """`parameters`, with what computes its values in the place of a quantised weight."""
+        found: dict[str, Tensor | Storage] = dict(self.parameters)
+        for path, module in self.modules.items():
+            storage = storage_of(module)
+            if storage is not None and storage.refusal() is None:
+                found[f"{path}.weight" if path else "weight"] = storage
+        return found
 
     @cached_property
     def sharing(self) -> dict[int, list[str]]:

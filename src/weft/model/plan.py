@@ -1,5 +1,6 @@
 """What a configuration would do to a model, before anything is touched: modules, ranks, cost, and why."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -179,7 +180,8 @@ def plan_of(survey: Survey, config: LoRAConfig) -> Plan:
         for pattern in getattr(config, setting):
             if not any(matches(pattern, m.path) for m in planned):
                 raise nothing_matched(setting, pattern, [m.path for m in planned])
-    base = {id(p): p.numel() for p in survey.parameters.values()}
+    # A quantised weight is counted by its numbers: two of them can stand in one byte.
+    base = {id(survey.parameters[name]): math.prod(value.shape) for name, value in survey.values.items()}
     return Plan(
         config=config,
         modules=planned,

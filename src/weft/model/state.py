@@ -10,7 +10,7 @@ from weft.config import LoRAConfig
 from weft.errors import StateError, nearest
 from weft.fingerprint import Fingerprint, fingerprint
 from weft.model.engines import require_whole, reshard
-from weft.model.modules import adapted_modules, base_parameters
+from weft.model.modules import Survey, adapted_modules
 
 _KEY = "_weft"
 
@@ -105,7 +105,7 @@ def base_fingerprint(model: nn.Module) -> Fingerprint:
         StateError: the model is sharded.
     """
     require_whole(model.modules(), "take the fingerprint of", "take it before sharding")
-    return fingerprint(base_parameters(model))
+    return fingerprint(Survey(model).values)
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -6,7 +6,7 @@ from torch import nn
 from weft.config import ALL_LAYERS, ALL_LINEAR, LoRAConfig
 from weft.errors import TargetError
 from weft.model.modules import Survey, base_modules, output_heads
-from weft.nn import Adapted, BiasLayer, LoRALayer, ReplacedModule, VariantRule, layer_kind_of
+from weft.nn import Adapted, BiasLayer, LoRALayer, ReplacedModule, VariantRule, layer_kind_of, storage_of
 from weft.nn.bank import foreign_forward
 from weft.patterns import block_index, first_match, matches, nothing_matched
 from weft.variants import rule_for
@@ -26,6 +26,12 @@ def trained_modules(modules: list[tuple[str, nn.Module]], config: LoRAConfig) ->
             inner = next((p for p, part in base_modules(module, path) if isinstance(part, Adapted)), None)
             if inner is not None:
                 raise TargetError(f"train_modules: {path!r} holds {inner!r}, which carries an adapter already")
+            quantised = next((p for p, part in base_modules(module, path) if storage_of(part) is not None), None)
+            if quantised is not None:
+                raise TargetError(
+                    f"train_modules: {quantised!r} is quantised, and cannot be trained whole; name it in targets, or "
+                    "load the base unquantised"
+                )
             if not any(True for _ in module.parameters()):
                 raise TargetError(f"train_modules: {path!r} ({type(module).__name__}) has no parameters to train")
             if type(module).forward is nn.Module.forward:

@@ -10,22 +10,30 @@ from weft.nn.bias import BiasLayer, TrainedBias
 from weft.nn.conv import LoRAConv
 from weft.nn.embedding import LoRAEmbedding
 from weft.nn.linear import LoRALinear, LoRATransposedLinear
+from weft.nn.quantized import EightBit, FourBit
 from weft.nn.replaced import ReplacedModule
+from weft.nn.storage import Storage, register_storage, storage_of, storages
 
 __all__ = [
     "Adapted",
     "BiasLayer",
+    "EightBit",
     "Factors",
+    "FourBit",
     "LoRAConv",
     "LoRAEmbedding",
     "LoRALayer",
     "LoRALinear",
     "LoRATransposedLinear",
     "ReplacedModule",
+    "Storage",
     "TrainedBias",
     "VariantRule",
     "layer_kind_of",
     "layer_kinds",
+    "register_storage",
+    "storage_of",
+    "storages",
     "unweave",
     "weave",
 ]

@@ -1,7 +1,8 @@
 """The LoRA layer: the one forward of every layer kind, and the factors it reads.
 
-Three things vary and are kept apart: the layer's kind (a subclass here), the initializer (`weft.init`),
-and the variant (`weft.variants`), whose rule each `Factors` carries.
+Four things vary and are kept apart: the layer's kind (a subclass here), how it stores its weight
+(`weft.nn.storage`), the initializer (`weft.init`), and the variant (`weft.variants`), whose rule each `Factors`
+carries.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from weft.adapter import Layout
 from weft.errors import StateError
 from weft.linalg import LowRank
 from weft.nn.bank import Adapted
+from weft.nn.storage import frozen_product, storage_of
 from weft.registry import Registry
 
 
@@ -188,8 +190,11 @@ class LoRALayer(Adapted):
 
     def base_output(self, x: Tensor) -> Tensor:
         """The output of the layer without its adapters."""
-        output: Tensor = super().forward(x)  # the base layer's class comes next in the MRO
-        return output
+        plain: Callable[[Tensor], Tensor] = super().forward  # the base layer's class comes next in the MRO
+        storage = storage_of(self)
+        if storage is None or any(p is not None and p.requires_grad for p in self._parameters.values()):
+            return plain(x)
+        return frozen_product(x, plain, storage)
 
     def add_update(self, output: Tensor | None, x: Tensor, factors: Factors, scaling: float) -> Tensor:
         """The output (None: the base's) plus scaling times the product of x, dropped out, with B A or B A - B0 A0."""
@@ -234,7 +239,7 @@ class LoRALayer(Adapted):
     @classmethod
     @abstractmethod
     def matrix(cls, module: nn.Module) -> Tensor:
-        """The module's weight as the matrix (out, in) that B A adds to."""
+        """The module's weight as the matrix (out, in) that B A adds to; of a quantised one, its values, made anew."""
 
     @classmethod
     def as_weight(cls, module: nn.Module, matrix: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from weft import ops
 from weft.adapter import Layout
 from weft.nn.bank import Adapted
 from weft.nn.base import Factors, LoRALayer, differs_from_base, register_layer_kind
+from weft.nn.storage import storage_of
 
 
 @register_layer_kind
@@ -23,8 +24,15 @@ class LoRALinear(LoRALayer):
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:
         assert isinstance(module, nn.Linear)
+        storage = storage_of(module)
+        if storage is not None:
+            return storage.refusal()
         if type(module).forward is nn.Linear.forward or isinstance(module, LoRALayer):
             return None
+        if not module.weight.is_floating_point():
+            return (
+                f"its class {type(module).__name__} stores the weight as {module.weight.dtype}, which weft cannot read"
+            )
         example = torch.randn(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
         if differs_from_base(module, lambda x: F.linear(x, module.weight, module.bias), example):
             return f"its class {type(module).__name__} computes something other than x W^T + b"
@@ -41,6 +49,9 @@ class LoRALinear(LoRALayer):
 
     @classmethod
     def matrix(cls, module: nn.Module) -> Tensor:
+        storage = storage_of(module)
+        if storage is not None:
+            return storage.dense()
         assert isinstance(module.weight, Tensor)
         return module.weight
 

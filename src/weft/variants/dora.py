@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from weft import ops
 from weft.config import DoRA
 from weft.linalg import LowRank
-from weft.nn import Factors, LoRALayer, VariantRule
+from weft.nn import Factors, LoRALayer, VariantRule, storage_of
 from weft.variants.rule import rule_for
 
 
@@ -73,11 +73,12 @@ class DoRARule(VariantRule):
         return weight.addmm_(B, A, alpha=scale * change.scaling)
 
     def refusal(self, kind: type[LoRALayer], module: nn.Module) -> str | None:
-        """A quantised weight has no values here to take norms of."""
-        W = kind.matrix(module)
-        if W.is_floating_point():
+        """A weight in a form that weft cannot read has no values here to take norms of."""
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        if weight.is_floating_point() or storage_of(module) is not None:
             return None
-        return f"DoRA takes norms of the weight, and this one is stored as {W.dtype}; load the base unquantised"
+        return f"DoRA takes norms of the weight, and this one is stored as {weight.dtype}; load the base unquantised"
 
     def sharing_refusal(self, kind: type[LoRALayer], other: type[LoRALayer]) -> str | None:
         """An embedding has magnitudes for the columns of its table, an output head for the rows."""
@@ -174,18 +175,21 @@ def _norms_of(layer: LoRALayer, factors: Factors) -> Norms:
     Fused optimizers change a tensor and leave its version: so nothing is kept that depends on a tensor which is
     being trained.
     """
-    W, A, B = layer.matrix(layer), factors.lora_A, factors.lora_B
-    weight_learns = layer.weight.requires_grad and torch.is_grad_enabled()
-    if weight_learns or ops.is_transformed() or W.is_meta or any(t.is_inference() for t in (W, A, B)):
+    # The tensor that W is, or is computed from: a quantised weight has its values made only where they are needed.
+    held, A, B = layer.weight, factors.lora_A, factors.lora_B
+    weight_learns = held.requires_grad and torch.is_grad_enabled()
+    if weight_learns or ops.is_transformed() or held.is_meta or any(t.is_inference() for t in (held, A, B)):
         if weight_learns:
             _squares.forget(factors)
             _known_norms.forget(factors)
+        W = layer.matrix(layer)
         return _norms(layer, W, _squared_norms(layer, W), factors.low_rank())
 
     def compute() -> Norms:
-        squared = _squares.recall(factors, (W,), lambda: _squared_norms(layer, W))
+        W = layer.matrix(layer)
+        squared = _squares.recall(factors, (held,), lambda: _squared_norms(layer, W))
         return _norms(layer, W, squared, factors.low_rank())
 
     if A.requires_grad or B.requires_grad or factors.prefix is not None:  # a prefix looks like the whole
         return compute()
-    return _known_norms.recall(factors, (W, A, B), compute)
+    return _known_norms.recall(factors, (held, A, B), compute)
