@@ -19,7 +19,7 @@ LAYERS = [
     {"training", "memory"},
     {"model"},
     {"analysis", "algebra", "formats", "data"},
-    {"variants"},
+    {"variants", "companions"},
     {"nn", "init"},
     {"ops", "adapter", "config", "digest", "fingerprint", "patterns"},
     {"linalg", "registry", "errors", "bundled"},

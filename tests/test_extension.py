@@ -5,7 +5,7 @@ These are also the shortest examples of how to write one.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from harness import (
 from pydantic import Field
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from typer.testing import CliRunner
 
 import weft
@@ -37,12 +38,32 @@ from weft import Adapter, Layout, LoRAConfig, LowRank, ops
 from weft.adapter import file_formats
 from weft.algebra import Method, methods, truncated
 from weft.cli import app
-from weft.config import Initializer, Scaling, Variant, initializer_names, scaling_names, variant_names
+from weft.companions import part_for
+from weft.config import (
+    Companion,
+    Initializer,
+    Scaling,
+    Variant,
+    companion_names,
+    initializer_names,
+    scaling_names,
+    variant_names,
+)
 from weft.data.rows import read_rows
 from weft.errors import ConfigError, FormatError, MergeError
 from weft.init import Start, start_factors
 from weft.linalg import Limit, Truncation
-from weft.nn import Factors, LoRALayer, Storage, VariantRule, register_storage, storage_of
+from weft.nn import (
+    CompanionLayer,
+    CompanionPart,
+    Factors,
+    LoRALayer,
+    Site,
+    Storage,
+    VariantRule,
+    register_storage,
+    storage_of,
+)
 from weft.nn.base import register_layer_kind
 from weft.training import Evaluation, Metric, RunConfig, Sample, Task, run
 from weft.training.config import run_settings
@@ -131,6 +152,68 @@ def test_a_variant_does_what_it_says_beside_plain_lora() -> None:
     weft.activate(model, {"plain": 0.5, "hadamard": 2.0})
     expected = nn.functional.linear(x, W + 0.5 * changes["plain"] + 2.0 * W * changes["hadamard"], b)
     assert torch.allclose(output(model, x), expected)
+
+
+# ---- a companion ----------------------------------------------------------------------------------------------------
+
+
+@companion_names.register("test_offset")
+@dataclass(frozen=True)
+class Offset(Companion):
+    """A trained vector, a number of times, added to the output of one linear layer."""
+
+    name: ClassVar[str] = "test_offset"
+    layer: str = "0"
+    times: float = 1.0
+
+
+class OffsetLayer(CompanionLayer):
+    """Adds the vectors of the active adapters."""
+
+    def hooks(self, site: Site) -> Iterator[RemovableHandle]:
+        yield site.layer.register_forward_hook(lambda layer, x, y: self(y) if self.active else None, prepend=True)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return sum((scale * part() for part, scale in self.parts()), y)
+
+
+class OffsetPart(CompanionPart):
+    layer_type = OffsetLayer
+    vector: Tensor
+
+    @classmethod
+    def sites(cls, settings: Companion, modules: Mapping[str, nn.Module]) -> dict[str, Site]:
+        assert isinstance(settings, Offset)
+        return {settings.layer: Site(settings.layer, modules[settings.layer])}
+
+    @classmethod
+    def shapes(cls, settings: Companion, site: Site) -> dict[str, tuple[int, ...]]:
+        return {"vector": (site.layer.weight.shape[0],)}
+
+    def start(self, site: Site | None) -> None:
+        nn.init.zeros_(self.vector)
+
+    def forward(self) -> Tensor:
+        assert isinstance(self.settings, Offset)
+        return self.settings.times * self.vector
+
+
+@part_for.register
+def _(settings: Offset) -> type[CompanionPart]:
+    return OffsetPart
+
+
+def test_a_companion(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(5, 7)), torch.randn(3, 5)
+    base = output(model, x)
+    weft.attach(model, LoRAConfig(targets=(), companions=(Offset(times=2.0),)))
+    assert torch.equal(output(model, x), base)
+    with torch.no_grad():
+        next(weft.trainable_parameters(model)).fill_(0.5)
+    assert torch.equal(output(model, x), base + 1.0)
+    path = weft.collect(model).save(tmp_path / "adapter")
+    weft.detach(model)
+    assert torch.equal(output(weft.attach(model, weft.load(path)), x), base + 1.0)
 
 
 # ---- a scaling ------------------------------------------------------------------------------------------------------

@@ -19,14 +19,27 @@ if TYPE_CHECKING:
     from weft.adapter import Adapter, Layout, inner, weighted_sum
     from weft.algebra import combine, resize
     from weft.bundled import bundled_base
-    from weft.config import DoRA, Gaussian, Kaiming, LoRA, LoRAConfig, PiSSA, RankStabilized, Standard
+    from weft.config import (
+        Bottleneck,
+        DoRA,
+        Gaussian,
+        Kaiming,
+        LoRA,
+        LoRAConfig,
+        PiSSA,
+        Prefix,
+        Prompt,
+        RankStabilized,
+        Standard,
+    )
     from weft.formats import load
     from weft.linalg import LowRank
     from weft.model.attach import attach, detach
     from weft.model.collect import collect
     from weft.model.extract import extract
     from weft.model.merge import MergeReport, merge, merged, unmerge
-    from weft.model.plan import Plan, PlannedModule, plan
+    from weft.model.plan import Plan, PlannedCompanion, PlannedModule, plan
+    from weft.model.prompt import with_prompt
     from weft.model.state import adapter_names, base_fingerprint, trainable_parameters
     from weft.model.switch import activate, active
 
@@ -34,6 +47,7 @@ __version__ = version("weft")
 
 __all__ = [
     "Adapter",
+    "Bottleneck",
     "DoRA",
     "Gaussian",
     "Kaiming",
@@ -44,7 +58,10 @@ __all__ = [
     "MergeReport",
     "PiSSA",
     "Plan",
+    "PlannedCompanion",
     "PlannedModule",
+    "Prefix",
+    "Prompt",
     "RankStabilized",
     "Standard",
     "WeftError",
@@ -68,6 +85,7 @@ __all__ = [
     "trainable_parameters",
     "unmerge",
     "weighted_sum",
+    "with_prompt",
 ]
 
 # torch takes seconds to import, and `weft --help` does not need it: a name is fetched when it is first asked for.
@@ -75,7 +93,19 @@ _HOMES = {
     "weft.adapter": {"Adapter", "Layout", "inner", "weighted_sum"},
     "weft.algebra": {"combine", "resize"},
     "weft.bundled": {"bundled_base"},
-    "weft.config": {"DoRA", "Gaussian", "Kaiming", "LoRA", "LoRAConfig", "PiSSA", "RankStabilized", "Standard"},
+    "weft.config": {
+        "Bottleneck",
+        "DoRA",
+        "Gaussian",
+        "Kaiming",
+        "LoRA",
+        "LoRAConfig",
+        "PiSSA",
+        "Prefix",
+        "Prompt",
+        "RankStabilized",
+        "Standard",
+    },
     "weft.formats": {"load"},
     "weft.linalg": {"LowRank"},
 }

@@ -57,6 +57,8 @@ class Adapter:
         tensors: parameter path -> tensor trained as a whole (biases, classifier heads). The weight of a module with
             factors is no trained tensor but a copy of the base's, as some files bring one: attaching checks it.
         magnitudes: module path -> one trained number for each output, of a variant such as DoRA that has them.
+        companions: path -> trained tensor of a small module beside the base's. The path is the layer's that it stands
+            beside, the companion's name, and the tensor's: ``"layers.0.self_attn.o_proj.prefix.keys"``.
         base: the base's fingerprint, if it is known.
         provenance: plain values about the origin: the base's name, the task, the weft version.
     """
@@ -68,6 +70,7 @@ class Adapter:
     base: Fingerprint | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+    companions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unequal = self.factors.keys() ^ self.layouts.keys()
@@ -76,6 +79,12 @@ class Adapter:
         strays = self.magnitudes.keys() - self.factors.keys()
         if strays:
             raise ConfigError(f"magnitudes: {min(strays)!r} has no factors; name modules that have them")
+        names = [companion.name for companion in self.config.companions]
+        unknown = [key for key in self.companions if key.split(".")[-2:-1] not in [[name] for name in names]]
+        if unknown:
+            raise ConfigError(
+                f"companions: {unknown[0]!r} is of none that the configuration names ({', '.join(names) or 'none'})"
+            )
 
     @property
     def num_parameters(self) -> int:
@@ -93,6 +102,7 @@ class Adapter:
         """What was trained beside the factors."""
         yield from self.tensors.values()
         yield from self.magnitudes.values()
+        yield from self.companions.values()
 
     def __add__(self, other: "Adapter") -> "Adapter":
         if not isinstance(other, Adapter):
@@ -140,7 +150,8 @@ class Adapter:
     def __repr__(self) -> str:
         ranks = sorted({f.rank for f in self.factors.values()})
         rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "no factors"
-        return f"Adapter({len(self.factors)} modules, {rank}, {self.num_parameters:,} parameters)"
+        beside = "".join(f", {companion.name}" for companion in self.config.companions) if self.companions else ""
+        return f"Adapter({len(self.factors)} modules, {rank}{beside}, {self.num_parameters:,} parameters)"
 
 
 def weighted_sum(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
@@ -212,6 +223,12 @@ def require_summable(adapters: Sequence[Adapter], any_base: bool = False) -> Non
     if not any_base:
         _require_one_base(adapters)
     for number, adapter in enumerate(adapters, 1):
+        if adapter.companions:
+            names = " and ".join(companion.name for companion in adapter.config.companions)
+            raise ConfigError(
+                f"adapter {number} has a companion ({names}), whose change of an output is no change of a weight, so "
+                "that it cannot be summed; leave it out (companions={}), or attach the adapters side by side"
+            )
         if adapter.magnitudes:
             raise ConfigError(
                 f"adapter {number} has trained magnitudes ({adapter.config.variant.name}), so that its change of a "
@@ -304,6 +321,7 @@ def _joint_config(configs: Sequence[LoRAConfig], factors: Mapping[str, LowRank])
         exclude=configs[0].exclude if same else (),
         layers=configs[0].layers if same else None,
         train_modules=tuple(dict.fromkeys(pattern for config in configs for pattern in config.train_modules)),
+        companions=(),  # a sum has none
     )
 
 

@@ -2,7 +2,7 @@
 
 A choice that carries settings of its own is a tagged value (``init=PiSSA(num_power_iters=4)``,
 ``scaling=RankStabilized()``), so that a setting cannot stand beside a choice that ignores it. The
-code that carries out a choice is registered for its type in `weft.init` and `weft.variants`.
+code that carries out a choice is registered for its type in `weft.init`, `weft.variants` and `weft.companions`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Choice:
 
     def to_plain(self) -> str | dict[str, Any]:
         """Its name, or where it has settings {"name": ..., settings}; the inverse of `choice_from`."""
-        settings = dataclasses.asdict(self)
+        settings = {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
         return {"name": self.name, **settings} if settings else self.name
 
 
@@ -47,9 +47,14 @@ class Scaling(Choice, ABC):
         """The scaling s of W' = W + s B A."""
 
 
+class Companion(Choice):
+    """A small module that an adapter trains beside its factors."""
+
+
 initializer_names: Registry[type[Initializer]] = Registry("initializer")
 variant_names: Registry[type[Variant]] = Registry("variant")
 scaling_names: Registry[type[Scaling]] = Registry("scaling")
+companion_names: Registry[type[Companion]] = Registry("companion")
 
 
 @initializer_names.register("kaiming")
@@ -119,6 +124,80 @@ class RankStabilized(Scaling):
         return alpha / math.sqrt(rank)
 
 
+@companion_names.register("prefix")
+@dataclass(frozen=True)
+class Prefix(Companion):
+    """Learned keys and values that every head of every attention block attends to beside its own (Li and Liang, 2021).
+
+    Beside, not among them: what the output projection reads is x + g softmax(q P_k^T / sqrt(d)) P_v, with a gate g for
+    each head, which starts at 0 (Zhang et al., 2023, arXiv 2303.16199). A prefix among the keys is such a sum too, with
+    a gate that depends on the input (He et al., 2022, arXiv 2110.04366, equation 7).
+
+    Attributes:
+        length: keys in each head.
+        query, output: the names of the query projection and of the output projection, from their common module on,
+            such as ``"self.query"`` and ``"output.dense"``; None for those that are known.
+        heads: of an attention block; None reads it off the block.
+    """
+
+    name: ClassVar[str] = "prefix"
+    length: int = 16
+    query: str | None = None
+    output: str | None = None
+    heads: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_count("prefix: length", self.length)
+        if self.heads is not None:
+            _require_count("prefix: heads", self.heads)
+        if (self.query is None) != (self.output is None):
+            raise ConfigError("prefix: query and output name the two projections of one block; give both, or neither")
+
+
+@companion_names.register("bottleneck")
+@dataclass(frozen=True)
+class Bottleneck(Companion):
+    """y + W_up f(W_down y + b_down) + b_up on the output y of each attention and feed-forward block, W_up and b_up zero
+    at the start (Houlsby et al., 2019, arXiv 1902.00751; behind the feed-forward blocks alone, Pfeiffer et al., 2021).
+
+    Attributes:
+        width: of the bottleneck.
+        activation: f.
+        after: patterns of the linear layers whose output is y; the last ones of the known blocks if there are none.
+    """
+
+    name: ClassVar[str] = "bottleneck"
+    width: int = 32
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    after: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_count("bottleneck: width", self.width)
+        if self.activation not in ("gelu", "relu", "silu"):
+            raise ConfigError(f"bottleneck: activation: expected 'gelu', 'relu' or 'silu', found {self.activation!r}")
+        if isinstance(self.after, str):
+            raise ConfigError(f"bottleneck: after: expected several patterns, found {self.after!r}; write a tuple")
+        object.__setattr__(self, "after", tuple(self.after))
+
+
+@companion_names.register("prompt")
+@dataclass(frozen=True)
+class Prompt(Companion):
+    """Learned vectors before the input (Lester et al., 2021, arXiv 2104.08691); `weft.with_prompt` lays them there.
+
+    Attributes:
+        length: vectors.
+        embedding: a pattern of the embedding that reads the input; None for the one that the model names.
+    """
+
+    name: ClassVar[str] = "prompt"
+    length: int = 20
+    embedding: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_count("prompt: length", self.length)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
     """The configuration of one adapter.
@@ -132,7 +211,7 @@ class LoRAConfig:
         alpha: the numerator of the scaling; see `scaling`.
         dropout: the probability with which an entry of a layer's input is left out of the adapter's branch.
         targets: ``"all-linear"`` (every linear layer but the output head), ``"all-layers"`` (those, the head, every
-            embedding and every convolution), a pattern, or several.
+            embedding and every convolution), a pattern, or several; none, ``()``, for an adapter without factors.
         exclude: patterns of modules to leave alone, stronger than `targets`.
         layers: indices of the blocks to adapt; None for all.
         rank_pattern: pattern -> rank, for the modules that it matches; the first match counts.
@@ -142,6 +221,7 @@ class LoRAConfig:
         init: how the factors start.
         variant: how the factors change the layer's output.
         scaling: how alpha and rank become s.
+        companions: small modules to train beside the factors; `layers` and `exclude` hold for those in blocks too.
 
     Raises:
         ConfigError: a value that cannot be; the message names the field.
@@ -160,18 +240,22 @@ class LoRAConfig:
     init: Initializer = Kaiming()
     variant: Variant = LoRA()
     scaling: Scaling = Standard()
+    companions: tuple[Companion, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("exclude", "layers", "train_modules"):
+        for name in ("exclude", "layers", "train_modules", "companions"):
             value = getattr(self, name)
-            if isinstance(value, str | int):
+            if isinstance(value, str | int | Choice):
                 raise ConfigError(f"{name}: expected several values, found {value!r}; write ({value!r},)")
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
         if not isinstance(self.targets, str):
             object.__setattr__(self, "targets", tuple(self.targets))
-        if not self.targets:
-            raise ConfigError(f'targets: nothing is named; name modules by a pattern, or use "{ALL_LINEAR}"')
+        if not self.targets and not (self.companions or self.train_modules or self.bias == "all"):
+            raise ConfigError(
+                f'targets: nothing is named; name modules by a pattern, use "{ALL_LINEAR}", or give what else is to be '
+                'trained: companions, train_modules or bias="all"'
+            )
         for name, rank in {
             "rank": self.rank,
             **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()},
@@ -196,6 +280,13 @@ class LoRAConfig:
             if not isinstance(getattr(self, name), kind):
                 value = getattr(self, name)
                 raise ConfigError(f"{name}: expected {called} such as {_EXAMPLES[name]}, found {value!r}")
+        for companion in self.companions:
+            if not isinstance(companion, Companion):
+                raise ConfigError(f"companions: expected values such as Prefix(length=16), found {companion!r}")
+        names = [companion.name for companion in self.companions]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"companions: {twice!r} is given {names.count(twice)} times; give each once")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON or YAML: tagged values become a name, or {name, settings}."""
@@ -214,7 +305,10 @@ class LoRAConfig:
             "variant": variant_names,
             "scaling": scaling_names,
         }
-        return cls(**{k: choice_from(choices[k], v, k) if k in choices else _untuple(v) for k, v in values.items()})
+        read = {k: choice_from(choices[k], v, k) if k in choices else _untuple(v) for k, v in values.items()}
+        if isinstance(read.get("companions"), tuple):
+            read["companions"] = tuple(choice_from(companion_names, v, "companions") for v in read["companions"])
+        return cls(**read)
 
 
 _EXAMPLES = {"init": "PiSSA(num_power_iters=4)", "variant": "LoRA()", "scaling": "RankStabilized()"}
@@ -235,7 +329,7 @@ def choice_from(names: Registry[type[C]], value: Any, setting: str) -> C:
     for key in settings:
         if key not in known:
             raise ConfigError(f"{setting} {name!r} has no setting {key!r}{nearest(key, known)}")
-    return kind(**settings)
+    return kind(**{key: _untuple(setting) for key, setting in settings.items()})
 
 
 def _plain(value: Any) -> Any:
@@ -243,8 +337,13 @@ def _plain(value: Any) -> Any:
         return value.to_plain()
     if isinstance(value, Mapping):
         return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _untuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _require_count(setting: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{setting}: expected a whole number of at least 1, found {value!r}")

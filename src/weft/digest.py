@@ -13,7 +13,8 @@ from weft.adapter import Adapter
 def digest(adapter: Adapter) -> str:
     """sha256 over everything that decides what the adapter computes, as 64 hexadecimal digits.
 
-    That is each module's path, layout, scaling, factors and magnitudes, the tensors trained whole, and the variant.
+    That is each module's path, layout, scaling, factors and magnitudes, the tensors trained whole, the companions with
+    their settings, and the variant.
     Where it came from, and what it was asked to be, is not part of it; nor is a file format.
     """
     state = hashlib.sha256()
@@ -22,9 +23,12 @@ def digest(adapter: Adapter) -> str:
     for path, factors in sorted(adapter.factors.items()):
         layout = adapter.layouts[path]
         _add(state, path, [layout.kind, layout.kernel, layout.groups, factors.scaling.hex()], factors.B, factors.A)
-    for sort, tensors in (("tensor", adapter.tensors), ("magnitude", adapter.magnitudes)):
+    parts = {"tensor": adapter.tensors, "magnitude": adapter.magnitudes, "companion": adapter.companions}
+    for sort, tensors in parts.items():
         for path, tensor in sorted(tensors.items()):
             _add(state, path, sort, tensor)
+    for settings in config["companions"] if adapter.companions else ():
+        _add(state, "companions", settings)
     return state.hexdigest()
 
 

@@ -15,9 +15,9 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def not_finite(adapter: Adapter) -> list[str]:
-    """The paths of the factors, tensors trained whole and magnitudes that hold NaN or infinity, each once."""
+    """The paths of the factors and of all else that was trained that hold NaN or infinity, each once."""
     parts = [(path, part) for path, factors in adapter.factors.items() for part in (factors.B, factors.A)]
-    parts += [*adapter.tensors.items(), *adapter.magnitudes.items()]
+    parts += [*adapter.tensors.items(), *adapter.magnitudes.items(), *adapter.companions.items()]
     return list(dict.fromkeys(path for path, part in parts if not is_finite(part)))
 
 

@@ -1,11 +1,12 @@
 """The options that describe a new adapter, from the words of a shell to a `LoRAConfig`."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
+import yaml
 
-from weft.config import LoRAConfig, initializer_names, scaling_names, variant_names
+from weft.config import LoRAConfig, companion_names, initializer_names, scaling_names, variant_names
 from weft.errors import ConfigError
 
 _PANEL = "Adapter"
@@ -66,6 +67,16 @@ Scaling = Annotated[
     str, typer.Option(help=f"How alpha and rank become s: {', '.join(scaling_names)}.", rich_help_panel=_PANEL)
 ]
 
+Companions = Annotated[
+    list[str],
+    typer.Option(
+        help=f"Small modules to train beside the factors: {', '.join(companion_names)}; or with settings, as "
+        "'{name: prefix, length: 32}'. Repeat for more.",
+        rich_help_panel=_PANEL,
+        show_default=False,
+    ),
+]
+
 N = TypeVar("N", int, float)
 
 
@@ -82,6 +93,7 @@ def adapter_config(
     init: str,
     variant: str,
     scaling: str,
+    beside: Sequence[str],
 ) -> LoRAConfig:
     """The configuration that the options describe.
 
@@ -102,6 +114,7 @@ def adapter_config(
             "init": init,
             "variant": variant,
             "scaling": scaling,
+            "companions": companions(beside),
         }
     )
 
@@ -110,6 +123,22 @@ def split(values: Sequence[str]) -> tuple[str, ...]:
     """Several values, repeated or separated by commas; a regular expression keeps its commas."""
     parts = [part for value in values for part in ([value] if value.startswith("re:") else value.split(","))]
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def companions(values: Sequence[str]) -> tuple[str | dict[str, Any], ...]:
+    """Companions by name, repeated or separated by commas, or as YAML mappings."""
+    found: list[str | dict[str, Any]] = []
+    for value in values:
+        found += [mapping("companions", value)] if value.startswith("{") else split([value])
+    return tuple(found)
+
+
+def mapping(setting: str, value: str) -> dict[str, Any]:
+    """A choice with settings, such as ``{name: pissa, num_power_iters: 4}``."""
+    try:
+        return dict(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{setting}: {value!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def indices(values: Sequence[str]) -> tuple[int, ...] | None:

@@ -25,6 +25,7 @@ def plan(
     init: options.Init = "kaiming",
     variant: options.Variant = "lora",
     scaling: options.Scaling = "standard",
+    companions: options.Companions = [],  # noqa: B006
     modules: Annotated[bool, typer.Option("--modules", help="One row for each module, not for each kind.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -41,8 +42,9 @@ def plan(
         weft plan ./my-base --targets all-linear --exclude "*.mlp.*" --layers 0-3
     """
     config = options.adapter_config(
-        rank, alpha, targets, exclude, layers, rank_pattern, alpha_pattern, train_modules, bias, init, variant, scaling
-    )
+        rank, alpha, targets, exclude, layers, rank_pattern, alpha_pattern, train_modules, bias, init, variant, scaling,
+        companions,
+    )  # fmt: skip
     from weft.model import plan as plan_adapter
     from weft.training.skeleton import load_skeleton
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-import yaml
 from pydantic.fields import FieldInfo
 
-from weft.cli.adapter_options import indices, pairs, split
+from weft.cli.adapter_options import companions, indices, mapping, pairs, split
 from weft.cli.output import errors, print_json, quiet_transformers, results, table
 from weft.errors import ConfigError
 from weft.training.config import RunConfig, run_settings
@@ -24,6 +23,7 @@ _SEVERAL: dict[str, Callable[[list[str]], Any]] = {
     "layers": indices,
     "rank_pattern": lambda values: pairs("rank_pattern", values, int),
     "alpha_pattern": lambda values: pairs("alpha_pattern", values, float),
+    "companions": companions,
 }
 _TAGGED = ("init", "variant", "scaling")
 
@@ -101,12 +101,7 @@ def _parsed(name: str, value: Any) -> Any:
     """A flag's value as the setting takes it."""
     if name in _SEVERAL:
         return _SEVERAL[name](value)
-    if name in _TAGGED and value.startswith("{"):
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name}: {value!r} is not YAML: {' '.join(str(error).split())}") from error
-    return value
+    return mapping(name, value) if name in _TAGGED and value.startswith("{") else value
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

@@ -47,6 +47,7 @@ def plain_pairs(adapter: Adapter, tool: str, parts: tuple[str, ...]) -> dict[str
             "in the peft format, or merge it into the base and extract a plain LoRA"
         )
     problems = [f"{key}: trained whole, or a bias" for key in adapter.tensors]
+    problems += [f"{key}: of a companion" for key in adapter.companions]
     pairs = {}
     for path, factors in adapter.factors.items():
         layout = adapter.layouts[path]

@@ -19,7 +19,7 @@ from weft.errors import FormatError
 from weft.formats.atomic import staged_files
 from weft.formats.peft_card import MARK, model_card
 from weft.formats.peft_config import PeftScaling, lora_config, path_patterns, peft_config, read_peft_config
-from weft.formats.peft_keys import Pair, peft_keys, peft_pair, peft_tensor_key, understand
+from weft.formats.peft_keys import Pair, companion_key, peft_keys, peft_pair, peft_tensor_key, understand
 from weft.formats.peft_metadata import inexact_scaling, own_facts, read_own_facts
 from weft.formats.tensor_file import read_tensors, write_tensors
 from weft.linalg import LowRank
@@ -47,11 +47,12 @@ class PeftFormat:
         whole = _whole_modules(adapter)
         tensors = {key: tensor for module, pair in pairs.items() for key, tensor in peft_keys(module, pair).items()}
         tensors |= {peft_tensor_key(key, adapter.factors): tensor for key, tensor in adapter.tensors.items()}
-        if not tensors:
+        if not tensors and not adapter.companions:
             raise FormatError("the adapter holds no tensors; there is nothing to save")
         unreadable = understand(tensors).problems
         if unreadable:
             raise FormatError("some tensors could not be read again:\n  " + "\n  ".join(unreadable))
+        tensors |= {companion_key(key): tensor for key, tensor in adapter.companions.items()}
         config = peft_config(adapter, {module: pair.rank for module, pair in pairs.items()}, whole)
         metadata = {"format": "pt", "weft": own_facts(adapter, inexact_scaling(adapter, pairs, config))}
 
@@ -78,6 +79,12 @@ class PeftFormat:
         own = read_own_facts(metadata, folder / WEIGHTS)
         found = understand(tensors)
         problems = list(found.problems)
+        names = [companion.name for companion in own.config.companions] if own.config is not None else []
+        problems += [
+            f"{key}: a companion that no configuration in this file names"
+            for key in found.companions
+            if key.split(".")[-2] not in names
+        ]
         scaling_of = PeftScaling(values)
         factors: dict[str, LowRank] = {}
         for module, pair in found.pairs.items():
@@ -105,6 +112,7 @@ class PeftFormat:
             base=own.base,
             provenance=_provenance(values) if own.provenance is None else own.provenance,
             magnitudes={key: pair.magnitude for key, pair in found.pairs.items() if pair.magnitude is not None},
+            companions=found.companions,
         )
 
 

@@ -31,6 +31,9 @@ _FACTOR = re.compile(r"(?P<path>.+)\.lora_(?P<factor>A|B)(?:\.(?P<adapter>[^.]+)
 _MAGNITUDE = re.compile(r"(?P<path>.+)\.lora_magnitude_vector(?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?")
 _EMBEDDING = re.compile(r"(?P<path>.+)\.lora_embedding_(?P<factor>A|B)(?:\.(?P<adapter>[^.]+))?")
 
+# Of a small module beside a layer, which weft alone knows: the layer's path, the companion's name, the tensor's.
+_COMPANION = re.compile(r"(?P<path>.+)\.companion\.(?P<name>[^.]+)\.(?P<tensor>[^.]+)")
+
 # Keys that stand for something else than plain LoRA: (pattern, what it is).
 _FOREIGN = (
     (
@@ -62,11 +65,13 @@ class Found:
     Attributes:
         pairs: module path -> factor pair, in weft's orientation.
         tensors: parameter path -> tensor, of biases, whole modules and copies of base weights.
+        companions: as `Adapter.companions`.
         problems: a line for each key that could not be understood.
     """
 
     pairs: dict[str, Pair] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    companions: dict[str, Tensor] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -111,6 +116,12 @@ def peft_tensor_key(key: str, adapted: Mapping[str, object]) -> str:
     return f"{PREFIX}{path}.base_layer.{name}" if path in adapted else f"{PREFIX}{key}"
 
 
+def companion_key(key: str) -> str:
+    """The key of a companion's tensor, one of `Adapter.companions`."""
+    path, name, tensor = key.rsplit(".", 2)
+    return f"{PREFIX}{path}.companion.{name}.{tensor}"
+
+
 def understand(tensors: Mapping[str, Tensor]) -> Found:
     """What the keys of a PEFT file stand for; whatever is not understood is a problem, never left out."""
     found = Found()
@@ -124,10 +135,13 @@ def understand(tensors: Mapping[str, Tensor]) -> Found:
         match = factor or _EMBEDDING.fullmatch(name)
         magnitude = _MAGNITUDE.fullmatch(name) if match is None else None
         foreign = _foreign(name) if match is None else None
+        companion = _COMPANION.fullmatch(name)
         if name == key:
             found.problems.append(f"{key}: expected a name that starts with {PREFIX!r}")
         elif tensor.is_meta or tensor.numel() == 0:
             found.problems.append(f"{key}: it has no values, shape {shape_of(tensor)}; a part of a sharded model?")
+        elif companion is not None:
+            found.companions[f"{companion['path']}.{companion['name']}.{companion['tensor']}"] = tensor
         elif magnitude is not None:
             if magnitude["path"] in magnitudes:
                 found.problems.append(f"{key}: a second lora_magnitude_vector of {magnitude['path']}")

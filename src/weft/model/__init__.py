@@ -4,13 +4,15 @@ from weft.model.attach import attach, detach
 from weft.model.collect import collect
 from weft.model.extract import extract
 from weft.model.merge import MergeReport, merge, merged, unmerge
-from weft.model.plan import Plan, PlannedModule, plan
+from weft.model.plan import Plan, PlannedCompanion, PlannedModule, plan
+from weft.model.prompt import prompt_ids, with_prompt
 from weft.model.state import adapter_names, base_fingerprint, trainable_parameters
 from weft.model.switch import activate, active
 
 __all__ = [
     "MergeReport",
     "Plan",
+    "PlannedCompanion",
     "PlannedModule",
     "activate",
     "active",
@@ -23,6 +25,8 @@ __all__ = [
     "merge",
     "merged",
     "plan",
+    "prompt_ids",
     "trainable_parameters",
     "unmerge",
+    "with_prompt",
 ]

@@ -31,7 +31,7 @@ from weft.model.state import (
     state_of,
 )
 from weft.model.switch import make_active
-from weft.nn import unweave
+from weft.nn import CompanionLayer, unweave
 from weft.nn.bank import check_class, put, set_active
 
 
@@ -105,6 +105,9 @@ def attach(
     state = ensure_state(model)
     for part in parts:
         put(part.module, part.kind, name, part.content, part.start)
+        if part.site is not None and isinstance(part.module, CompanionLayer):
+            part.module.insert(part.site, part.path.rpartition(".")[2])
+            survey.modules[part.path] = part.module
     state.adapters[name] = record
     if record.trainable:
         _freeze(state, survey.parameters)
@@ -136,12 +139,15 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         check_class(module, path)
     if state.merged is not None:
         unmerge(model, missing_ok=True)
-    for _, module in modules:
+    for path, module in modules:
         for each in names:
             if each in module.adapters:
                 del module.adapters[each]
         if module.adapters:
             set_active(module, {key: scale for key, scale in module.active.items() if key not in names})
+        elif isinstance(module, CompanionLayer):
+            layer, _, name_there = path.rpartition(".")
+            module.take_out(survey.modules[layer], name_there)
         else:
             unweave(module)
     for each in names:

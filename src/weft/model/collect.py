@@ -7,7 +7,7 @@ from weft.linalg import LowRank
 from weft.model.engines import reshard, whole
 from weft.model.modules import adapted_modules
 from weft.model.state import require_adapter, state_of
-from weft.nn import Factors, LoRALayer, ReplacedModule, TrainedBias
+from weft.nn import CompanionPart, Factors, LoRALayer, ReplacedModule, TrainedBias
 
 
 def collect(model: nn.Module, name: str = "default") -> Adapter:
@@ -24,6 +24,7 @@ def collect(model: nn.Module, name: str = "default") -> Adapter:
     layouts: dict[str, Layout] = {}
     tensors: dict[str, Tensor] = {}
     magnitudes: dict[str, Tensor] = {}
+    companions: dict[str, Tensor] = {}
     copies: dict[int, tuple[LowRank, Tensor | None]] = {}  # what two modules share stays shared
     for path, module in adapted_modules(model):
         if name not in module.adapters:
@@ -41,11 +42,13 @@ def collect(model: nn.Module, name: str = "default") -> Adapter:
             layouts[path] = module.layout(module)
             if part.bias is not None:
                 tensors[f"{path}.bias"] = _copy(part.bias)
+        elif isinstance(part, CompanionPart):
+            companions |= {f"{path}.{key}": _copy(value) for key, value in part.state_dict().items()}
         elif isinstance(module, ReplacedModule):
             tensors |= {f"{path}.{key}": _copy(value) for key, value in part.state_dict().items()}
         elif isinstance(part, TrainedBias):
             tensors[f"{path}.bias"] = _copy(part.bias)
-    return Adapter(record.config, factors, layouts, tensors, record.base, record.provenance, magnitudes)
+    return Adapter(record.config, factors, layouts, tensors, record.base, record.provenance, magnitudes, companions)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Factors of a base on the meta device: made without memory, and started once they get some."""
+"""Factors and companions of a base on the meta device: made without memory, and started once they get some."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import nn
 
 from weft.config import Initializer
 from weft.init import start_factors
-from weft.nn import Factors
+from weft.nn import CompanionPart, Factors
 
 
 @dataclass(eq=False)
@@ -46,3 +46,10 @@ class LateStart:
         A.copy_(start.A)
         B.copy_(start.B)
         self.started = factors
+
+
+@torch.no_grad()
+def start_late(part: nn.Module) -> None:
+    """Gives a companion that needs nothing of the base its first values."""
+    assert isinstance(part, CompanionPart)
+    part.start(None)

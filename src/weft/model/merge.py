@@ -21,7 +21,7 @@ from weft.model.modules import adapted_modules, base_modules, base_parameters, s
 from weft.model.state import require_unmerged, state_of
 from weft.model.switch import Selection, activate, check_sum, selection
 from weft.model.undo import Patch, Snapshot, Undo
-from weft.nn import Adapted, BiasLayer, Factors, LoRALayer, ReplacedModule, TrainedBias, storage_of
+from weft.nn import Adapted, BiasLayer, CompanionLayer, Factors, LoRALayer, ReplacedModule, TrainedBias, storage_of
 from weft.nn.bank import set_active
 
 UndoKind = Literal["snapshot", "patch"] | None
@@ -291,6 +291,8 @@ def _check_mergeable(model: nn.Module, touched: list[tuple[str, Adapted]], chose
 
 
 def _unmergeable(module: Adapted) -> str | None:
+    if isinstance(module, CompanionLayer):
+        return "a companion changes outputs by what they are, and no weight can; leave it attached, unmerged"
     if isinstance(module, LoRALayer):
         storage = storage_of(module)
         if storage is not None:

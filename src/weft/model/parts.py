@@ -3,26 +3,30 @@
 Nothing here touches the model: the parts are made and checked first, and put into the banks by `attach`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from weft.adapter import Adapter, Layout
-from weft.config import LoRAConfig
+from weft.companions import part_for
+from weft.config import Companion, LoRAConfig
 from weft.errors import BindingError, ConfigError, StateError, TargetError
 from weft.init import start_factors
 from weft.linalg import LowRank
-from weft.model.late import LateStart
+from weft.model.late import LateStart, start_late
 from weft.model.modules import Survey
 from weft.model.plan import Plan, PlannedModule
 from weft.nn import (
     Adapted,
     BiasLayer,
+    CompanionLayer,
+    CompanionPart,
     Factors,
     LoRALayer,
     ReplacedModule,
+    Site,
     TrainedBias,
     VariantRule,
     layer_kind_of,
@@ -45,13 +49,15 @@ class Part:
         kind: what it must be woven into.
         content: what goes into its bank.
         start: what gives the content its first values if it was made without memory.
+        site: where the module is to be inserted, if it is a companion's and not in the base yet.
     """
 
     path: str
     module: nn.Module
     kind: type[Adapted]
     content: nn.Module
-    start: LateStart | None = None
+    start: Callable[[nn.Module], None] | None = None
+    site: Site | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.module, Adapted) and not isinstance(self.module, self.kind):
@@ -94,7 +100,54 @@ def new_parts(survey: Survey, plan: Plan) -> list[Part]:
             bias = by_path[path]._parameters["bias"]
             assert bias is not None
             parts.append(Part(path, by_path[path], BiasLayer, TrainedBias(_wide_copy(bias), trainable=True)))
+    for settings in plan.config.companions:
+        kind_of_part = part_for(settings)
+        sites = kind_of_part.sites(settings, by_path)
+        for companion in plan.companions:
+            if companion.name == settings.name:
+                site = sites[companion.beside]
+                with onboard(site.layer):
+                    part = _new_companion(kind_of_part, settings, site)
+                parts.append(_inserted(survey, site, settings, part))
     return parts
+
+
+def _new_companion(kind: type[CompanionPart], settings: Companion, site: Site) -> CompanionPart:
+    """A companion with its first values; without memory where the base has none."""
+    weight = _own_tensor(site.layer)
+    shapes = kind.shapes(settings, site)
+    empty = {
+        name: torch.empty(shape, dtype=_factor_dtype(weight), device=weight.device) for name, shape in shapes.items()
+    }
+    part = kind(settings, empty)
+    if not weight.is_meta:
+        with torch.no_grad():
+            part.start(site)
+    return part
+
+
+def _own_tensor(layer: nn.Module) -> Tensor:
+    """One of a layer's tensors: its weight, or what that is stored in."""
+    return next(t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None)
+
+
+def _inserted(survey: Survey, site: Site, settings: Companion, content: CompanionPart) -> Part:
+    """The part that puts a companion beside the site's layer."""
+    path = f"{site.path}.{settings.name}"
+    there = survey.modules.get(path)
+    if there is not None and not isinstance(there, CompanionLayer):
+        raise StateError(
+            f"the base has a module {path!r} of its own, where the companion {settings.name!r} would stand"
+        )
+    late = any(tensor.is_meta for tensor in content.parameters()) and not content.needs_base
+    return Part(
+        path,
+        nn.Module() if there is None else there,
+        content.layer_type,
+        content,
+        start_late if late else None,
+        site if there is None else None,
+    )
 
 
 def _started(
@@ -168,8 +221,9 @@ def loaded_parts(survey: Survey, adapter: Adapter, trainable: bool) -> list[Part
         binding.bind_whole(path)
     for key in list(binding.left):
         binding.bind_bias(key)
+    binding.bind_companions(survey)
     if binding.problems:
-        total = len(adapter.factors) + len(adapter.magnitudes) + len(adapter.tensors)
+        total = len(adapter.factors) + len(adapter.magnitudes) + len(adapter.tensors) + len(adapter.companions)
         raise BindingError(
             f"{len(binding.problems)} of the adapter's {total} entries did not fit this {type(survey.model).__name__}; "
             "nothing was attached:\n  " + "\n  ".join(binding.problems)
@@ -296,6 +350,49 @@ class _Binding:
         elif self._fits(key, bias, module._parameters.get("bias")):
             device = module._parameters["bias"].device  # type: ignore[union-attr]  # it has one: it fits
             self.parts.append(Part(path, module, BiasLayer, TrainedBias(self._own(bias, device), self.trainable)))
+
+    def bind_companions(self, survey: Survey) -> None:
+        """Binds the adapter's companions; each stands beside one layer, with all of its tensors."""
+        left: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in self.adapter.companions.items():
+            path, _, name = key.rpartition(".")
+            left.setdefault(path, {})[name] = tensor
+        for settings in self.adapter.config.companions:
+            mine = {path: left.pop(path) for path in list(left) if path.rpartition(".")[2] == settings.name}
+            kind = part_for(settings)
+            try:
+                sites = kind.sites(settings, self.by_path) if mine else {}
+            except TargetError as error:
+                self.problems.append(f"{', '.join(mine)}: {error}")
+                continue
+            for path, tensors in mine.items():
+                site = sites.get(path.rpartition(".")[0])
+                if site is None:
+                    self.problems.append(f"{path}: found {len(tensors)} tensors, but there is no place for them")
+                    continue
+                self._bind_companion(survey, path, site, settings, tensors)
+        for path, tensors in left.items():
+            self.problems.append(
+                f"{path}: found {', '.join(tensors)}, of no companion that the adapter's configuration names"
+            )
+
+    def _bind_companion(
+        self, survey: Survey, path: str, site: Site, settings: Companion, tensors: dict[str, Tensor]
+    ) -> None:
+        kind = part_for(settings)
+        shapes = kind.shapes(settings, site)
+        found = {name: _shape(tensor) for name, tensor in tensors.items()}
+        expected = {name: f"({', '.join(map(str, shape))})" for name, shape in shapes.items()}
+        if found != expected:
+            self.problems += [
+                f"{path}.{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+                for name in dict.fromkeys([*found, *expected])
+                if found.get(name) != expected.get(name)
+            ]
+            return
+        device = _own_tensor(site.layer).device
+        own = {name: self._own(tensors[name], device) for name in shapes}
+        self.parts.append(_inserted(survey, site, settings, kind(settings, own, self.trainable)))
 
     def _fits(self, key: str, found: Tensor | None, expected: Tensor | None) -> bool:
         """Whether a tensor has the shape that the model expects; notes a problem if not."""

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from weft.companions import part_for
 from weft.config import LoRAConfig
 from weft.errors import TargetError
 from weft.model.modules import Survey
-from weft.model.targeting import add_sharing_modules, choose, further_biases, trained_modules
+from weft.model.targeting import add_sharing_modules, choose, companion_sites, further_biases, trained_modules
 from weft.nn import VariantRule, layer_kind_of
 from weft.patterns import first_match, matches, nothing_matched, open_index
 from weft.variants import rule_for
@@ -52,6 +53,26 @@ class PlannedModule:
 
 
 @dataclass(frozen=True)
+class PlannedCompanion:
+    """One companion at one layer.
+
+    Attributes:
+        name: the companion's.
+        beside: the path of the layer that it would stand beside.
+        shapes: of its trained tensors, by name.
+    """
+
+    name: str
+    beside: str
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def parameters(self) -> int:
+        """Values trained for it."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+@dataclass(frozen=True)
 class Plan:
     """A dry run; print it.
 
@@ -62,6 +83,7 @@ class Plan:
         biases: path -> values, of the further biases that would be trained.
         skipped: path -> why, of layers that one might have expected to be adapted.
         base_parameters: the size of the base.
+        companions: what would be trained beside layers, companion by companion.
     """
 
     config: LoRAConfig
@@ -70,11 +92,13 @@ class Plan:
     biases: dict[str, int]
     skipped: dict[str, str]
     base_parameters: int
+    companions: tuple[PlannedCompanion, ...] = ()
 
     @property
     def parameters(self) -> int:
         """Values that would be trained."""
-        return sum(m.parameters for m in self.modules) + sum(self.trained.values()) + sum(self.biases.values())
+        parts = [m.parameters for m in self.modules] + [c.parameters for c in self.companions]
+        return sum(parts) + sum(self.trained.values()) + sum(self.biases.values())
 
     @property
     def share(self) -> float:
@@ -101,6 +125,11 @@ class Plan:
             ],
             "trained": self.trained,
             "biases": self.biases,
+            "companions": [
+                {"name": c.name, "beside": c.beside, "parameters": c.parameters,
+                 "shapes": {name: list(shape) for name, shape in c.shapes.items()}}
+                for c in self.companions
+            ],
             "skipped": self.skipped,
         }  # fmt: skip
 
@@ -127,12 +156,17 @@ class Plan:
             rows.append(
                 ("(biases)", str(len(self.biases)), "bias", "", "", "", f"{sum(self.biases.values()):,}", "bias")
             )
+        beside: dict[tuple[str, str], list[int]] = {}
+        for c in self.companions:
+            beside.setdefault((c.beside if each else open_index(c.beside), c.name), []).append(c.parameters)
+        for (name, companion), sizes in beside.items():
+            rows.append((name, str(len(sizes)), companion, "", "", "", f"{sum(sizes):,}", "companions"))
         return rows
 
     def remarks(self) -> list[str]:
         """What the table leaves open: the totals, and what was left alone."""
         remarks = [
-            f"{self.parameters:,} trained parameters in {len(self.modules)} modules, {self.share:.2%} of "
+            f"{self.parameters:,} trained parameters in {self._places()}, {self.share:.2%} of "
             f"{self.base_parameters:,}; adapter file about {self.nbytes / 1e6:.1f} MB"
         ]
         magnitudes = sum(m.magnitudes for m in self.modules if m.shares is None)
@@ -143,6 +177,11 @@ class Plan:
             others = f" and {count - 1} more" if count > 1 else ""
             remarks.append(f"left alone: {first}{others} ({reason})")
         return remarks
+
+    def _places(self) -> str:
+        companions = Counter(c.name for c in self.companions)
+        places = [f"{len(self.modules)} modules"] if self.modules or not companions else []
+        return " and ".join([*places, *(f"{count} companions ({name})" for name, count in companions.items())])
 
     def __str__(self) -> str:
         """The table and the remarks, as text."""
@@ -182,14 +221,26 @@ def plan_of(survey: Survey, config: LoRAConfig) -> Plan:
                 raise nothing_matched(setting, pattern, [m.path for m in planned])
     # A quantised weight is counted by its numbers: two of them can stand in one byte.
     base = {id(survey.parameters[name]): math.prod(value.shape) for name, value in survey.values.items()}
-    return Plan(
+    companions = [
+        PlannedCompanion(companion.name, path, part_for(companion).shapes(companion, site))
+        for companion in config.companions
+        for path, site in companion_sites(survey, config, companion, trained).items()
+    ]
+    made = Plan(
         config=config,
         modules=planned,
         trained={path: sum(p.numel() for p in by_path[path].parameters()) for path in trained},
         biases=further_biases(modules, config, set(chosen), trained),
         skipped=skipped,
         base_parameters=sum(base.values()),
+        companions=tuple(companions),
     )
+    if made.parameters == 0:
+        raise TargetError(
+            f"there would be nothing to train: targets is empty and bias={config.bias!r} finds no bias in this "
+            f"{type(survey.model).__name__}; name targets, or add a companion"
+        )
+    return made
 
 
 def _planned(

@@ -8,7 +8,7 @@ from torch import nn
 from weft.errors import StateError
 from weft.model.modules import adapted_modules
 from weft.model.state import ModelState, require_adapter, require_unmerged, state_of
-from weft.nn import Adapted, ReplacedModule
+from weft.nn import Adapted, CompanionLayer, ReplacedModule
 from weft.nn.bank import set_active
 
 Selection = str | Sequence[str] | Mapping[str, float] | None
@@ -67,8 +67,18 @@ def selection(state: ModelState, names: Selection) -> dict[str, float]:
 
 
 def check_sum(modules: Iterable[tuple[str, Adapted]], chosen: Mapping[str, float]) -> None:
-    """Raises StateError if a whole module is trained in several of the chosen adapters, or is to be scaled."""
+    """Raises StateError if what cannot be summed or scaled is trained in several of the chosen adapters, or scaled."""
     for path, module in modules:
+        if isinstance(module, CompanionLayer) and not module.sums:
+            holders = [name for name in chosen if name in module.adapters]
+            kind = path.rpartition(".")[2]
+            if len(holders) > 1:
+                raise StateError(
+                    f"{' and '.join(map(repr, holders))} each have their own {kind} ({path!r}), and the two cannot be "
+                    "summed; activate one of them"
+                )
+            if holders and chosen[holders[0]] != 1:
+                raise StateError(f"{holders[0]!r} has a {kind} ({path!r}), which cannot be scaled; use 1.0")
         if isinstance(module, ReplacedModule):
             holders = [name for name in chosen if name in module.adapters]
             if len(holders) > 1:

@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
-from weft.config import ALL_LAYERS, ALL_LINEAR, LoRAConfig
+from weft.companions import part_for
+from weft.config import ALL_LAYERS, ALL_LINEAR, Companion, LoRAConfig
 from weft.errors import TargetError
 from weft.model.modules import Survey, base_modules, output_heads
-from weft.nn import Adapted, BiasLayer, LoRALayer, ReplacedModule, VariantRule, layer_kind_of, storage_of
+from weft.nn import Adapted, BiasLayer, LoRALayer, ReplacedModule, Site, VariantRule, layer_kind_of, storage_of
 from weft.nn.bank import foreign_forward
 from weft.patterns import block_index, first_match, matches, nothing_matched
 from weft.variants import rule_for
@@ -87,7 +88,7 @@ def choose(survey: Survey, config: LoRAConfig, trained: list[str]) -> tuple[dict
                 skipped[path] = reason
     _leave_sharers(survey, chosen, skipped)
     _check_patterns_used(modules, config, [p for p in patterns if p not in used])
-    if not chosen and not trained:
+    if targets and not chosen and not trained:
         raise TargetError(
             f"targets: {config.targets!r} chose no module of this {type(survey.model).__name__}"
             + (f" within layers {config.layers}" if config.layers is not None else "")
@@ -141,13 +142,9 @@ def _refusal(
     module: nn.Module, kind: type[LoRALayer], parent: nn.Module, config: LoRAConfig, rule: VariantRule
 ) -> str | None:
     """Why a module of a known kind cannot be adapted, or None."""
-    if isinstance(parent, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads this layer's weight itself and never calls the layer"
-    if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
-        return (
-            "nn.TransformerEncoderLayer reads this layer's weight itself on its inference fast path; "
-            "call torch.backends.mha.set_fastpath_enabled(False) first"
-        )
+    uncalled = _uncalled(parent)
+    if uncalled is not None:
+        return uncalled
     if isinstance(module, Adapted) and not isinstance(module, LoRALayer):
         return "another adapter trains its bias or the whole module"
     if foreign_forward(module):
@@ -155,6 +152,40 @@ def _refusal(
     if config.dropout > 0 and kind.layout(module).kind == "embedding":
         return "dropout has nothing to drop in token ids; use dropout=0"
     return kind.refusal(module) or rule.refusal(kind, module)
+
+
+def _uncalled(parent: nn.Module) -> str | None:
+    """Why a layer is never called by the module that holds it, or None."""
+    if isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads this layer's weight itself and never calls the layer"
+    if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+        return (
+            "nn.TransformerEncoderLayer reads this layer's weight itself on its inference fast path; "
+            "call torch.backends.mha.set_fastpath_enabled(False) first"
+        )
+    return None
+
+
+def companion_sites(survey: Survey, config: LoRAConfig, companion: Companion, trained: list[str]) -> dict[str, Site]:
+    """path -> site, of the layers that a companion is to stand beside."""
+    sites = part_for(companion).sites(companion, survey.modules)
+    chosen = {
+        path: site
+        for path, site in sites.items()
+        if first_match(config.exclude, path) is None
+        and (config.layers is None or block_index(path) is None or block_index(path) in config.layers)
+        and not any(path == outer or path.startswith(f"{outer}.") for outer in trained)
+    }
+    for path in chosen:
+        reason = _uncalled(survey.modules[path.rpartition(".")[0]])
+        if reason is not None:
+            raise TargetError(f"{companion.name}: {path!r} can have none: {reason}; leave it out with exclude")
+    if not chosen:
+        raise TargetError(
+            f"{companion.name}: layers, exclude and train_modules leave none of the {len(sites)} layers that could "
+            f"have one, such as {next(iter(sites))!r}"
+        )
+    return chosen
 
 
 def add_sharing_modules(survey: Survey, config: LoRAConfig, chosen: dict[str, str]) -> dict[str, str]:

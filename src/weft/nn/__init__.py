@@ -2,11 +2,13 @@
 
 `bank.py` holds what all adapted modules share, `base.py` the one forward of LoRA layers; each layer
 kind is one file that says how its product with B A is computed and how B A lies in its weight.
+`companion.py` is what small modules beside the base's layers have in common.
 """
 
 from weft.nn.bank import Adapted, unweave, weave
 from weft.nn.base import Factors, LoRALayer, VariantRule, layer_kind_of, layer_kinds
 from weft.nn.bias import BiasLayer, TrainedBias
+from weft.nn.companion import CompanionLayer, CompanionPart, Site
 from weft.nn.conv import LoRAConv
 from weft.nn.embedding import LoRAEmbedding
 from weft.nn.linear import LoRALinear, LoRATransposedLinear
@@ -17,6 +19,8 @@ from weft.nn.storage import Storage, register_storage, storage_of, storages
 __all__ = [
     "Adapted",
     "BiasLayer",
+    "CompanionLayer",
+    "CompanionPart",
     "EightBit",
     "Factors",
     "FourBit",
@@ -26,6 +30,7 @@ __all__ = [
     "LoRALinear",
     "LoRATransposedLinear",
     "ReplacedModule",
+    "Site",
     "Storage",
     "TrainedBias",
     "VariantRule",

@@ -76,6 +76,11 @@ class RunConfig(BaseModel, ABC):
     scaling: str | dict[str, Any] = Field(
         "standard", description="How alpha and rank become the scaling: standard (alpha/r), or rank_stabilized."
     )
+    companions: tuple[str | dict[str, Any], ...] = Field(
+        (),
+        description="Small modules to train beside the factors: prefix, bottleneck, prompt; or with settings, such as "
+        "{name: prefix, length: 32}.",
+    )
     nested: bool = Field(
         False,
         description="In the second half of the run, also train the ranks 1, 2, 4, ...: those of the factors' first "

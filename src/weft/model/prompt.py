@@ -1,0 +1,58 @@
+"""The prompt of an attached adapter, laid before the ids of a row."""
+
+from collections.abc import Container, Sequence
+
+from torch import nn
+
+from weft.companions.prompt import PromptLayer, PromptPart
+from weft.data.prompts import lay_prompt
+from weft.errors import StateError
+from weft.model.modules import adapted_modules
+from weft.model.state import require_adapter, state_of
+
+
+def prompt_ids(model: nn.Module, name: str | None = None) -> range:
+    """The ids that stand for an adapter's prompt: those after the input embedding's own. Empty if it has none.
+
+    Args:
+        model: a model with adapters attached.
+        name: the adapter; None for the active one that has a prompt.
+
+    Raises:
+        StateError: nothing is attached, or not under this name.
+    """
+    state = state_of(model)
+    names = list(state.active) if name is None else [name]
+    for each in names:
+        require_adapter(state, each)
+    for path, module in adapted_modules(model):
+        part = next((module.adapters[each] for each in names if each in module.adapters), None)
+        if isinstance(module, PromptLayer) and isinstance(part, PromptPart):
+            first = model.get_submodule(path.rpartition(".")[0]).num_embeddings
+            assert isinstance(first, int)
+            return range(first, first + len(part.vectors))
+    return range(0)
+
+
+def with_prompt(
+    model: nn.Module, ids: Sequence[int], name: str | None = None, *, special: Container[int] = ()
+) -> list[int]:
+    """The ids of one row, not padded, with the prompt of an attached adapter before them.
+
+    Args:
+        model: a model with an adapter attached that has a prompt.
+        ids: the row's.
+        name: the adapter; None for the active one that has a prompt.
+        special: ids of special tokens (``tokenizer.all_special_ids``): if the row starts with one, which marks its
+            beginning, the prompt stands behind that one.
+
+    Raises:
+        StateError: nothing is attached, or not under this name, or it has no prompt.
+    """
+    prompt = prompt_ids(model, name)
+    if not prompt:
+        raise StateError(
+            f"{'no active adapter' if name is None else repr(name)} has a prompt; attach one with "
+            "LoRAConfig(companions=(Prompt(length=20),)), or activate it"
+        )
+    return lay_prompt(prompt, ids, special)
