@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from weft.data.text import IGNORED
 from weft.tasks import evaluate, generate_answers
+from weft.tasks.generation import Decoding
 from weft.training import TextDataset, load_text
 
 
@@ -46,7 +47,7 @@ def test_loss_and_accuracy_are_means_over_label_tokens(
 def test_answers_in_a_padded_batch_are_those_of_single_prompts(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: TextDataset
 ) -> None:
-    answers = generate_answers(model, tokenizer, data, rows=5, batch_size=5, max_new_tokens=6)
+    answers = generate_answers(model, tokenizer, data, rows=5, batch_size=5, decoding=Decoding(6))
     prompts = ["0:", "very very very very 4:", "very very very 8:", "very very 12:", "very 16:"]
     assert [answer.input for answer in answers] == prompts
     assert {answer.reference for answer in answers} == {"even"}
@@ -77,7 +78,7 @@ def test_text_metrics_of_known_answers(base: Path, tokenizer: PreTrainedTokenize
     data = load_text(tmp_path / "d.jsonl", tokenizer)
     parrot = Parrot.from_pretrained(base)
     parrot.said = tokenizer("xyz")["input_ids"] + [tokenizer.eos_token_id]
-    result = evaluate(parrot, tokenizer, data, generate_rows=9, max_new_tokens=20)
+    result = evaluate(parrot, tokenizer, data, generate_rows=9, decoding=Decoding(20))
     assert result.scores["generated_rows"] == 2
     assert result.scores["exact_match"] == 50
     assert result.scores["rouge_l"] == 50

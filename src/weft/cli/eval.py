@@ -112,6 +112,7 @@ def _text(
 ) -> _Subject:
     from weft.data.text import Columns
     from weft.tasks import evaluate as evaluate_model
+    from weft.tasks.generation import Decoding
     from weft.tasks.text import TextTask
     from weft.training import load_base
 
@@ -125,7 +126,7 @@ def _text(
             dataset,
             batch_size=batch_size,
             generate_rows=generate_rows,
-            max_new_tokens=max_new_tokens,
+            decoding=Decoding(max_new_tokens),
         )
 
     return _Subject(loaded.model, evaluate_text, TextTask.metrics, dataset.report)

@@ -251,7 +251,7 @@ def _answer(
 
     from weft.data.text import context_length, pad_id
     from weft.model import activate, adapter_names
-    from weft.tasks.text_evaluation import end_ids
+    from weft.tasks.generation import end_ids
 
     model, tokenizer = resident.model, resident.tokenizer
     limit = context_length(model)

@@ -17,6 +17,7 @@ import weft
 from weft.demo.stdlib import functions
 from weft.demo.tasks import TASKS, Task
 from weft.tasks import TextRun, generate_answers
+from weft.tasks.generation import Decoding
 from weft.training import RunResult, Sample, TextDataset, load_base, load_text, run
 from weft.training.base import Base
 
@@ -176,7 +177,7 @@ def _forward_times(base: Base, name: str) -> dict[str, float]:
 
 
 def _answers(base: Base, trained: Trained, rows: int) -> list[Sample]:
-    return generate_answers(base.model, base.tokenizer, trained.held_out, rows, max_new_tokens=24)
+    return generate_answers(base.model, base.tokenizer, trained.held_out, rows, decoding=Decoding(24))
 
 
 def _show_next(trained: list[Trained], console: Console) -> None:

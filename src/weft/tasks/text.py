@@ -12,6 +12,7 @@ from torch import Tensor
 from weft.data.packed import PackedCollator
 from weft.data.text import Collator, Columns, TextDataset, context_length, load_text, pad_id
 from weft.errors import ConfigError
+from weft.tasks.generation import Decoding
 from weft.tasks.settings.text import TextRun
 from weft.tasks.text_evaluation import evaluate
 from weft.tasks.text_metrics import TEXT_METRICS
@@ -69,7 +70,7 @@ class TextTask(Task):
             self.eval_data,
             batch_size=self.config.batch_size,
             generate_rows=self.config.generate_rows,
-            max_new_tokens=self.config.max_new_tokens,
+            decoding=Decoding(self.config.max_new_tokens),
             cache=self._cache,
         )
 

@@ -1,14 +1,14 @@
-"""Evaluation on held-out text: loss and accuracy over the learned tokens, and greedy answers against references."""
+"""Evaluation on held-out text: loss and accuracy over the learned tokens, and answers against references."""
 
 import math
+from collections.abc import Sequence
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weft.data.text import Example, TextDataset, context_length, pad_id
+from weft.data.text import TextDataset
+from weft.tasks.generation import GREEDY, Decoding, generate_texts, spread
 from weft.tasks.text_metrics import text_scores
 from weft.training.frozen_cache import FrozenCache
-from weft.training.mode import evaluating
 from weft.training.row_scores import RowScorer
 from weft.training.task import Evaluation, Sample
 
@@ -20,7 +20,7 @@ def evaluate(
     *,
     batch_size: int = 8,
     generate_rows: int = 0,
-    max_new_tokens: int = 64,
+    decoding: Decoding = GREEDY,
     cache: FrozenCache | None = None,
 ) -> Evaluation:
     """Evaluates a model, with the adapters that are active now, on a text data set.
@@ -30,23 +30,34 @@ def evaluate(
         tokenizer: the model's.
         dataset: from `load_text`.
         batch_size: rows at a time.
-        generate_rows: rows, spread evenly over the data set, to answer greedily. Plain text has no answers.
-        max_new_tokens: tokens in an answer at most.
+        generate_rows: prompts, spread evenly over the data set, to answer. Plain text has none.
+        decoding: how the tokens of an answer are chosen.
         cache: of the frozen blocks' output, open on this model, if the data set is one of its.
     """
     scores = RowScorer(model, tokenizer, dataset, batch_size=batch_size, cache=cache).scores()
-    tokens = int(scores.tokens.sum())
-    mean = scores.mean_loss
-    answers = generate_answers(model, tokenizer, dataset, generate_rows, batch_size, max_new_tokens)
+    answers = generate_answers(model, tokenizer, dataset, generate_rows, batch_size, decoding)
+    return text_evaluation(len(dataset), int(scores.tokens.sum()), scores.mean_loss, int(scores.correct.sum()), answers)
+
+
+def text_evaluation(rows: int, tokens: int, loss: float, correct: int, answers: list[Sample]) -> Evaluation:
+    """What was found, with the text metrics of the answers, if there are any.
+
+    Args:
+        rows: rows evaluated.
+        tokens: learned tokens in them.
+        loss: the mean over these, in nats.
+        correct: those of them that are the most likely ones.
+        answers: to some rows.
+    """
     found = {
         "tokens": tokens,
-        "loss": mean,
-        "perplexity": math.exp(mean) if mean < 700 else math.inf,
-        "token_accuracy": int(scores.correct.sum()) / tokens,
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "token_accuracy": correct / tokens,
     }
     if answers:
         found |= {"generated_rows": len(answers), **text_scores(answers)}
-    return Evaluation(len(dataset), found, answers)
+    return Evaluation(rows, found, answers)
 
 
 def generate_answers(
@@ -55,54 +66,34 @@ def generate_answers(
     dataset: TextDataset,
     rows: int,
     batch_size: int = 8,
-    max_new_tokens: int = 64,
+    decoding: Decoding = GREEDY,
 ) -> list[Sample]:
-    """Greedy answers to `rows` prompts spread evenly over the data set, in its order.
+    """Answers to `rows` prompts spread evenly over the data set, in its order; arguments as of `evaluate`.
 
-    A prompt that leaves no room for an answer in the model's context loses its left.
+    The completions of all rows of one prompt are its references.
     """
-    prompted = [example for example in dataset.examples if example.prompt_length]
-    count = min(rows, len(prompted))
-    chosen = [prompted[i * len(prompted) // count] for i in range(count)]
-    limit = context_length(model)
-    prompts = [list(example.input_ids[: example.prompt_length]) for example in chosen]
-    if limit is not None:
-        prompts = [prompt[-max(1, limit - max_new_tokens) :] for prompt in prompts]
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens if limit is None else min(max_new_tokens, limit - 1),
-        pad_token_id=pad_id(tokenizer),
-        eos_token_id=end_ids(model, tokenizer),
-        use_cache=True,
-    )
-    answers: dict[int, str] = {}
-    order = sorted(range(count), key=lambda i: len(prompts[i]))
-    with evaluating(model):
-        for start in range(0, count, batch_size):
-            places = order[start : start + batch_size]
-            longest = max(len(prompts[i]) for i in places)
-            padding = [longest - len(prompts[i]) for i in places]
-            ids = [[pad_id(tokenizer)] * pad + prompts[i] for pad, i in zip(padding, places, strict=True)]
-            mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
-            output = model.generate(  # type: ignore[operator] # every causal language model has it
-                input_ids=torch.tensor(ids, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                generation_config=settings,
-            )
-            texts = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-            answers |= dict(zip(places, texts, strict=True))
-    return [_answer(tokenizer, chosen[i], answers[i]) for i in range(count)]
+    prompted = [each for each in dataset.examples if each.prompt_length]
+    prompts = [tuple(each.input_ids[: each.prompt_length]) for each in prompted]
+    groups = spread(prompts, rows)
+    chosen = [prompts[group[0]] for group in groups]
+    answers = generate_texts(model, tokenizer, chosen, decoding, batch_size)
+    wanted = [[prompted[i].input_ids[prompted[i].prompt_length :] for i in group] for group in groups]
+    return samples(tokenizer, chosen, wanted, answers)
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, example: Example, answer: str) -> Sample:
-    ids, start = list(example.input_ids), example.prompt_length
-    prompt, reference = tokenizer.batch_decode([ids[:start], ids[start:]], skip_special_tokens=True)
-    return Sample(prompt, reference.strip(), answer.strip())
+def samples(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    references: Sequence[Sequence[Sequence[int]]],
+    answers: Sequence[str],
+) -> list[Sample]:
+    """Prompts and references, as token ids, with their answers, as people would read them."""
 
+    def texts(rows: Sequence[Sequence[int]]) -> list[str]:
+        return [str(tokenizer.decode(list(row), skip_special_tokens=True)) for row in rows]
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, and those that the model's generation settings name."""
-    settings = model.generation_config
-    ends = settings.eos_token_id if settings is not None else None
-    own = ends if isinstance(ends, list) else [ends]
-    return sorted({end for end in [*own, tokenizer.eos_token_id] if end is not None})
+    found = []
+    for prompt, wanted, answer in zip(texts(prompts), references, answers, strict=True):
+        first, *others = (text.strip() for text in texts(wanted))
+        found.append(Sample(prompt, first, answer, tuple(others)))
+    return found

@@ -44,11 +44,24 @@ LOSS = Metric("loss", "loss (nats per learned token)", greater_is_better=False)
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model answered to one held-out row, beside what the row has; all as people would read it."""
+    """What the model answered to one held-out row, beside what the row has; all as people would read it.
+
+    Attributes:
+        input: what it was asked.
+        reference: what was wanted.
+        answer: what it said.
+        others: further references, each as good as the first.
+    """
 
     input: str
     reference: str
     answer: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.reference, *self.others
 
 
 @dataclass(frozen=True)
