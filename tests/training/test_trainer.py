@@ -15,8 +15,8 @@ import weft
 from weft.data.text import Collator
 from weft.errors import BaseMismatchError, BindingError, FormatError, StateError, TrainingError
 from weft.training import AdapterTrainer, TextDataset, load_text
+from weft.training.checked_trainer import EpochLengthSampler
 from weft.training.checkpoint import latest, load_state, save_state, trained_tensors
-from weft.training.trainer import EpochLengthSampler
 
 CONFIG = weft.LoRAConfig(rank=2, dropout=0.1, init=weft.PiSSA())
 

@@ -10,9 +10,19 @@ from weft.training.folder import RunFolder
 from weft.training.task import Task
 
 
-def arguments(task: Task, folder: RunFolder) -> TrainingArguments:
-    """The Trainer's arguments."""
+def arguments(task: Task, folder: RunFolder, *, best_only: bool = False, autocast: bool = False) -> TrainingArguments:
+    """The Trainer's arguments.
+
+    Args:
+        task: the opened run.
+        folder: its folder.
+        best_only: keep the weights of the best evaluation, if the settings ask for them, and nothing to resume from.
+        autocast: compute in bfloat16 what may be.
+    """
     config = task.config
+    saving = "steps"
+    if best_only:
+        saving = "best" if config.keep_best and task.eval_data is not None else "no"
     best = next(metric for metric in task.metrics if metric.key == task.best)
     made = TrainingArguments(
         output_dir=str(folder.checkpoints),
@@ -33,9 +43,12 @@ def arguments(task: Task, folder: RunFolder) -> TrainingArguments:
         logging_nan_inf_filter=False,  # a loss that is not a number stops the run instead
         eval_strategy="no" if task.eval_data is None else "steps",
         eval_steps=config.eval_every,
-        save_strategy="steps",
+        save_strategy=saving,
         save_steps=config.save_every,
-        save_total_limit=2,
+        save_total_limit=1 if best_only else 2,
+        save_only_model=best_only,
+        bf16=autocast,
+        use_cpu=autocast and not torch.cuda.is_available(),  # it wants to be told
         metric_for_best_model=best.key,
         greater_is_better=best.greater_is_better,
         restore_callback_states_from_checkpoint=True,

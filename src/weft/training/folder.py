@@ -6,7 +6,8 @@ samples.jsonl   answers to held-out rows, one JSON object a line, from each eval
 loss.png        the losses, drawn
 metrics.png     the other metrics of the evaluations, if there were several
 pictures/       what the model drew at each evaluation, if it draws
-adapter/        the trained adapter
+adapter/        the trained adapter; or
+model/          a whole model's trained weights
 README.md       its card
 checkpoints/    the last and the best, for resuming
 scratch/        while the run lasts, what its task keeps on disk
@@ -56,6 +57,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """Where the trained adapter is."""
         return self.root / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """Where the weights of a whole model are, if that was trained."""
+        return self.root / "model"
 
     @property
     def card(self) -> Path:
@@ -121,7 +127,7 @@ class RunFolder:
         """Deletes what a run has written, and the folder if nothing else is in it."""
         for path in (self.config, self.metrics, self.samples, self.plot, self.metrics_plot, self.card):
             path.unlink(missing_ok=True)
-        for path in (self.adapter, self.checkpoints, self.pictures, self.scratch, self.tensorboard):
+        for path in (self.adapter, self.model, self.checkpoints, self.pictures, self.scratch, self.tensorboard):
             shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: somebody else's files stay
             self.root.rmdir()

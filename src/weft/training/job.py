@@ -4,19 +4,23 @@ import dataclasses
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from weft.analysis.plots import plot_losses, plot_metrics
 from weft.errors import ConfigError, TrainingError
 from weft.model import attach, collect, plan
-from weft.model.plan import Plan
 from weft.training.allocator import keep_freed_memory
 from weft.training.arguments import arguments, optional_callbacks
 from weft.training.card import card
+from weft.training.checked_trainer import CheckedTrainer
 from weft.training.checkpoint import latest, remove_incomplete, step_of
 from weft.training.config import RunConfig
 from weft.training.folder import FINAL, RunFolder, write_whole
@@ -25,7 +29,7 @@ from weft.training.result import RunResult
 from weft.training.task import Evaluation, Task
 from weft.training.trainer import AdapterTrainer
 
-__all__ = ["run"]
+__all__ = ["Learner", "run", "run_with", "trainer_of", "uses_bf16"]
 
 
 def run(
@@ -48,6 +52,62 @@ def run(
         TrainingError: the run would train nothing, went wrong, or the disk did not take it. A run that fails before
             its first checkpoint leaves nothing behind.
     """
+    return run_with(_Adapter(), config, resume=resume, overwrite=overwrite, console=console)
+
+
+class Learner(ABC):
+    """What learns in a run."""
+
+    @abstractmethod
+    def size(self, task: Task) -> tuple[int, float]:
+        """Its values, and their share of the base's; what cannot be trained is found out here."""
+
+    @abstractmethod
+    def prepare(self, task: Task) -> None:
+        """Makes the task's model ready to be trained."""
+
+    @abstractmethod
+    def trainer(self, task: Task, folder: RunFolder, callbacks: Sequence[TrainerCallback]) -> CheckedTrainer:
+        """Its Trainer, made by `trainer_of`."""
+
+    @abstractmethod
+    def save(self, task: Task, folder: RunFolder, steps: int) -> Path:
+        """Writes what so many steps have trained, and returns where."""
+
+    @abstractmethod
+    def describe(self, task: Task, folder: RunFolder, result: RunResult) -> None:
+        """Writes what people read about it."""
+
+
+class _Adapter(Learner):
+    """An adapter on the frozen base."""
+
+    def size(self, task: Task) -> tuple[int, float]:
+        planned = plan(task.model, task.config.lora())
+        return planned.parameters, planned.share
+
+    def prepare(self, task: Task) -> None:
+        attach(task.model, task.config.lora())
+
+    def trainer(self, task: Task, folder: RunFolder, callbacks: Sequence[TrainerCallback]) -> CheckedTrainer:
+        kind = partial(AdapterTrainer, nested=task.config.nested)
+        return trainer_of(kind, task, folder, arguments(task, folder), callbacks)
+
+    def save(self, task: Task, folder: RunFolder, steps: int) -> Path:
+        adapter = collect(task.model)
+        about = {"base": task.config.base, "task": task.config.task, "data": task.config.train, "steps": steps}
+        dataclasses.replace(adapter, provenance={**adapter.provenance, **about}).save(folder.adapter)
+        task.save_beside(folder.adapter)
+        return folder.adapter
+
+    def describe(self, task: Task, folder: RunFolder, result: RunResult) -> None:
+        write_whole(folder.card, card(task, folder, result))
+
+
+def run_with(
+    learner: Learner, config: RunConfig, *, resume: bool, overwrite: bool, console: Console | None
+) -> RunResult:
+    """`run`, whatever learns; the same arguments and errors."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "weft train runs in one process; under torchrun, use weft.training.AdapterTrainer in a script of your own"
@@ -56,17 +116,17 @@ def run(
     folder = RunFolder(config.output)
     if not torch.cuda.is_available():
         keep_freed_memory()
-    task = config.implementation().open(config.model_copy(update={"bf16": _bf16(config)}), console)
+    task = config.implementation().open(config.model_copy(update={"bf16": uses_bf16(config)}), console)
     if resume:
         _check_same(task.config, folder)
-    planned = plan(task.model, config.lora())  # before the folder is made, so that a wrong pattern leaves no trace
+    size = learner.size(task)  # before the folder is made, so that a wrong pattern leaves no trace
     if not resume:
         folder.start(task.config, overwrite=overwrite)
     try:
         set_seed(config.seed)
-        attach(task.model, config.lora())
+        learner.prepare(task)
         with task.session(folder.scratch, console):
-            result = _train(task, folder, planned, console)
+            result = _train(learner, size, task, folder, console)
         shutil.rmtree(folder.scratch, ignore_errors=True)
         return result
     except Exception as error:
@@ -79,14 +139,16 @@ def run(
         raise TrainingError(reason + (f" (the last good checkpoint is {kept})" if kept else "")) from error
 
 
-def _train(task: Task, folder: RunFolder, planned: Plan, console: Console | None) -> RunResult:
+def _train(
+    learner: Learner, size: tuple[int, float], task: Task, folder: RunFolder, console: Console | None
+) -> RunResult:
     remove_incomplete(folder.checkpoints)
     checkpoint = latest(folder.checkpoints)
     folder.rewind(step_of(checkpoint) if checkpoint else -1)
 
     timer = StepTimer()
     bar = ProgressBar(console) if console is not None else None
-    trainer = _RunTrainer(task, folder, [timer, *([bar] if bar else [])])
+    trainer = learner.trainer(task, folder, [timer, *([bar] if bar else [])])
     before = _first_evaluation(task, folder, resumed=checkpoint is not None)
     start = time.perf_counter()
     try:
@@ -102,13 +164,10 @@ def _train(task: Task, folder: RunFolder, planned: Plan, console: Console | None
         after = task.evaluate()
         folder.log_evaluation(output.global_step, after, final=True)
     losses = [line["loss"] for line in folder.lines() if "loss" in line]
-    adapter = collect(task.model)
-    about = {"base": task.config.base, "task": task.config.task, "data": task.config.train, "steps": output.global_step}
-    dataclasses.replace(adapter, provenance={**adapter.provenance, **about}).save(folder.adapter)
-    task.save_beside(folder.adapter)
+    trained = learner.save(task, folder, output.global_step)
     result = RunResult(
         folder=folder.root,
-        adapter=folder.adapter,
+        adapter=trained,
         before=before,
         after=after,
         train_data=task.train_report,
@@ -118,40 +177,39 @@ def _train(task: Task, folder: RunFolder, planned: Plan, console: Console | None
         seconds=seconds,
         seconds_per_step=timer.seconds / timer.steps if timer.steps else None,
         train_loss=losses[-1] if losses else None,
-        trainable=planned.parameters,
-        share=planned.share,
+        trainable=size[0],
+        share=size[1],
     )
     _draw(task, folder)
-    write_whole(folder.card, card(task, folder, result))
+    learner.describe(task, folder, result)
     return result
 
 
-class _RunTrainer(AdapterTrainer):
-    """The Trainer of a run: its arguments from the settings, its evaluation from the task."""
+def trainer_of(
+    kind: Callable[..., CheckedTrainer],
+    task: Task,
+    folder: RunFolder,
+    settings: TrainingArguments,
+    callbacks: Sequence[TrainerCallback],
+) -> CheckedTrainer:
+    """A Trainer of a kind for a run: its data and its evaluation are the task's."""
 
-    def __init__(self, task: Task, folder: RunFolder, callbacks: list[TrainerCallback]) -> None:
-        self.task, self.folder = task, folder
-        super().__init__(
-            model=task.model,
-            args=arguments(task, folder),
-            train_dataset=task.train_data,
-            eval_dataset=task.eval_data,
-            data_collator=task.collator,
-            callbacks=[LogBeforeSaving(), MetricsWriter(folder), *callbacks, *optional_callbacks(task, folder)],
-            nested=task.config.nested,
-        )
-        self.remove_callback(PrinterCallback)
+    def score(step: int) -> dict[str, Any]:
+        found = task.evaluate()
+        folder.keep(step, found)
+        return found.prefixed()
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """The task's evaluation, in the midst of training."""
-        found = self.task.evaluate()
-        metrics = found.prefixed()
-        self.log(dict(metrics))
-        self.folder.keep(self.state.global_step, found)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    trainer = kind(
+        model=task.model,
+        args=settings,
+        train_dataset=task.train_data,
+        eval_dataset=task.eval_data,
+        data_collator=task.collator,
+        callbacks=[LogBeforeSaving(), MetricsWriter(folder), *callbacks, *optional_callbacks(task, folder)],
+        score=score,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _first_evaluation(task: Task, folder: RunFolder, *, resumed: bool) -> Evaluation | None:
@@ -173,7 +231,7 @@ def _draw(task: Task, folder: RunFolder) -> None:
     plot_metrics(lines, titles, folder.metrics_plot)
 
 
-def _bf16(config: RunConfig) -> bool:
+def uses_bf16(config: RunConfig) -> bool:
     """Whether to hold the base in bfloat16: as asked, or where the GPU computes in it natively."""
     if config.bf16 == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
