@@ -3,12 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from weft.tasks.settings.image import ImageRun
 from weft.tasks.settings.text import TextRun
 
 if TYPE_CHECKING:
     from weft.tasks.text_evaluation import evaluate, generate_answers
 
-__all__ = ["TextRun", "evaluate", "generate_answers"]
+__all__ = ["ImageRun", "TextRun", "evaluate", "generate_answers"]
 
 # What needs torch and transformers is imported when it is first asked for.
 _HOMES = {
