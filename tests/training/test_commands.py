@@ -49,7 +49,7 @@ def test_every_setting_is_a_flag_with_its_description() -> None:
         assert field.description is not None
         assert field.description in parameters[name].help
         assert f"--{name.replace('_', '-')}" in text
-    assert set(parameters) - set(fields) == {"run", "resume", "overwrite", "as_json", "help"} & set(parameters)
+    assert set(parameters) - set(fields) == {"run", "resume", "overwrite", "tiny", "as_json", "help"} & set(parameters)
 
 
 def test_train_prints_what_came_of_it(flags: list[str]) -> None:

@@ -47,6 +47,10 @@ def _train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run that is in the output folder.")
     ] = False,
+    tiny: Annotated[
+        bool,
+        typer.Option("--tiny", help="Try the run in seconds: a generated base and data stand in, for two steps."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and no table.")] = False,
     **flags: Any,
 ) -> None:
@@ -57,6 +61,10 @@ def _train(
     from weft.training import run as train_run
 
     quiet_transformers()
+    if tiny:
+        from weft.tasks.tiny import tiny_run
+
+        config = tiny_run(config)
     result = train_run(config, resume=resume, overwrite=overwrite, console=errors())
     if as_json:
         print_json(result.to_dict())

@@ -7,7 +7,7 @@ from weft.training.result import RunResult
 from weft.training.task import Evaluation, Task, metric_rows
 
 _NOT_SHOWN = {
-    "base", "output", "train", "eval", "eval_share", "train_split", "eval_split", "log_every", "eval_every",
+    "base", "output", "stand_in", "train", "eval", "eval_share", "train_split", "eval_split", "log_every", "eval_every",
     "save_every", "early_stopping", "keep_best", "tensorboard",
 }  # fmt: skip
 _SAMPLES, _LONGEST = 4, 600  # samples shown, and characters of each text

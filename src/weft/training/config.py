@@ -45,6 +45,9 @@ class RunConfig(BaseModel, ABC):
     )
     base: str = Field("bundled", description="The base model: a folder, a hub id, or 'bundled'.")
     output: Path = Field(description="The run's folder: configuration, metrics, checkpoints, adapter, card.")
+    stand_in: str = Field(
+        "llama", description="What stands in for the base with --tiny: the name of a small generated one."
+    )
 
     train: str = Field(
         description="Training data: a .jsonl, .csv or .parquet file, a folder saved by datasets, or a hub id "

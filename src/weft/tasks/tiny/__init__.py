@@ -6,5 +6,6 @@ data are one function, registered in `data` under the name of the task. So every
 
 from weft.tasks.tiny import images, language
 from weft.tasks.tiny.registry import bases, build, data
+from weft.tasks.tiny.run import tiny_run
 
-__all__ = ["bases", "build", "data", "images", "language"]
+__all__ = ["bases", "build", "data", "images", "language", "tiny_run"]
