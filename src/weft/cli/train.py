@@ -24,6 +24,7 @@ _SEVERAL: dict[str, Callable[[list[str]], Any]] = {
     "rank_pattern": lambda values: pairs("rank_pattern", values, int),
     "alpha_pattern": lambda values: pairs("alpha_pattern", values, float),
     "companions": companions,
+    "summary_column": split,
 }
 _TAGGED = ("init", "variant", "scaling")
 

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from weft.bundled import bundled_base
 from weft.errors import ConfigError
@@ -44,22 +51,31 @@ def reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def load_base(name: str | Path, *, dtype: torch.dtype = torch.float32) -> Base:
-    """Loads a causal language model, in evaluation mode, and its tokenizer.
+def load_base(name: str | Path, *, dtype: torch.dtype = torch.float32, encoder_decoders: bool = False) -> Base:
+    """Loads a language model, in evaluation mode, and its tokenizer.
 
     Args:
         name: a folder, a hub id, or ``bundled``.
         dtype: the weights' dtype.
+        encoder_decoders: take these too, and not causal language models alone.
 
     Raises:
-        ConfigError: there is no such folder, or transformers cannot load what is there; the message says why.
+        ConfigError: there is no such folder, transformers cannot load what is there (the message says why), or it is
+            an encoder-decoder that was not asked for.
     """
     path = checked_path(name)
     try:
+        config = AutoConfig.from_pretrained(path)
+        if config.is_encoder_decoder and not encoder_decoders:  # of some, transformers would load the decoder alone
+            raise ConfigError(
+                f"base: {path!r} is an encoder-decoder ({config.model_type}), and what is asked for takes causal "
+                "language models; the task 'summarize' takes both"
+            )
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model = kind.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"base: transformers cannot load {path!r} as a causal language model: {reason(error)}"
-        ) from error
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"base: transformers cannot load {path!r} as a language model: {reason(error)}") from error
     return Base(model.eval(), tokenizer, str(name))
