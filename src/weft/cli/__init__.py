@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from weft.cli.combine import combine
+from weft.cli.compare import compare
 from weft.cli.curve import curve
 from weft.cli.demo import demo
 from weft.cli.errors import Commands
@@ -33,6 +34,7 @@ app.command()(demo)
 app.command()(plan)
 app.command()(train)
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(generate)
 app.command()(inspect)
 app.command()(merge)

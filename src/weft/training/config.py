@@ -162,6 +162,14 @@ class RunConfig(BaseModel, ABC):
         paths = {name: _absolute(getattr(self, name)) for name in self.paths}
         return type(self)(**(self.model_dump() | paths | {"output": Path(os.path.abspath(self.output.expanduser()))}))
 
+    def with_settings(self, changes: Mapping[str, Any]) -> Self:
+        """The same run with some settings changed, checked again.
+
+        Raises:
+            ConfigError: an unknown setting, or a value that cannot be.
+        """
+        return type(self)(**(self.model_dump() | dict(changes)))
+
     def to_yaml(self) -> str:
         """Every setting, in order, as YAML that `from_yaml` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
