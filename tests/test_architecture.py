@@ -38,6 +38,7 @@ ROOMS = {
     "datasets": {"data"},
     "soundfile": {"data.audio"},
     "scipy": {"data.audio", "compare"},
+    "sklearn": {"tasks.class_metrics"},
     "jiwer": {"tasks.speech_metrics"},
     "nevergrad": {"training.weight_search"},
     "diffusers": {"tasks"},

@@ -9,8 +9,8 @@ a few hundred reads, whatever the model's size.
 import hashlib
 import math
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -72,6 +72,12 @@ class Fingerprint:
             math.isclose(x, y, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE + a + b)
             for x, y, a, b in zip(mine, theirs, *errors, strict=True)
         )
+
+    def without(self, modules: Collection[str]) -> "Fingerprint":
+        """The same base, whatever values it has in the modules at these paths."""
+        inside = tuple(f"{path}." for path in modules)
+        kept = {name: entries for name, entries in self.samples.items() if not name.startswith(inside)}
+        return replace(self, samples=kept)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""

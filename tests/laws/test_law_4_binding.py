@@ -230,7 +230,15 @@ def test_a_fingerprint_survives_json_and_attaching() -> None:
     assert type(print_).from_dict(print_.to_dict()) == print_
     weft.attach(model, weft.LoRAConfig(rank=2, train_modules=("3",)))
     assert weft.base_fingerprint(model) == print_
-    assert weft.collect(model).base == print_
+    adapter = weft.collect(model)
+    assert adapter.base == print_.without(["3"])  # trained whole: what the base has there is not used
+    with torch.no_grad():
+        weft.detach(model)[3].bias.add_(1.0)
+    weft.attach(model, adapter)
+    with torch.no_grad():
+        weft.detach(model)[2].bias.add_(1.0)
+    with pytest.raises(BaseMismatchError):
+        weft.attach(model, adapter)
 
 
 def test_a_fingerprint_reads_little_and_is_the_same_for_a_copy() -> None:

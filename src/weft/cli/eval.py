@@ -72,7 +72,7 @@ def evaluate(
     out.print(f"{data}: {subject.report}", soft_wrap=True, markup=False)
     titles = (base, *map(str, adapter or []))
     out.print(table([("held out", *titles), *metric_rows(subject.metrics, *found)], right=titles))
-    if found[0].samples:
+    if found[0].samples and (kept is None or kept.task == DEFAULT_TASK):
         out.print(f"metrics of answers are from {len(found[0].samples)} of them")
 
 

@@ -20,6 +20,7 @@ _SEVERAL: dict[str, Callable[[list[str]], Any]] = {
     "targets": split,
     "exclude": split,
     "train_modules": split,
+    "label_names": split,
     "layers": indices,
     "rank_pattern": lambda values: pairs("rank_pattern", values, int),
     "alpha_pattern": lambda values: pairs("alpha_pattern", values, float),

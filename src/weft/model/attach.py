@@ -93,8 +93,10 @@ def attach(
     if isinstance(source, LoRAConfig):
         if trainable is False:
             raise StateError("an adapter made from a LoRAConfig starts at zero; frozen, it would never do anything")
-        parts = new_parts(survey, plan_of(survey, source))
-        record = Attached(source, True, base, _provenance(model))
+        planned = plan_of(survey, source)
+        parts = new_parts(survey, planned)
+        # What is trained whole takes the place of what the base has there, such as a head that chance filled in.
+        record = Attached(source, True, base.without(planned.trained), _provenance(model))
     else:
         if not any_base:
             _check_base(source, base)

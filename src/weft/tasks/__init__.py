@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from weft.tasks.settings.classify import ClassifyRun
 from weft.tasks.settings.image import ImageRun
 from weft.tasks.settings.instruct import InstructRun
 from weft.tasks.settings.summarize import SummarizeRun
@@ -11,14 +12,7 @@ from weft.tasks.settings.text import TextRun
 if TYPE_CHECKING:
     from weft.tasks.text_evaluation import evaluate, generate_answers
 
-__all__ = [
-    "ImageRun",
-    "InstructRun",
-    "SummarizeRun",
-    "TextRun",
-    "evaluate",
-    "generate_answers",
-]
+__all__ = ["ClassifyRun", "ImageRun", "InstructRun", "SummarizeRun", "TextRun", "evaluate", "generate_answers"]
 
 # What needs torch and transformers is imported when it is first asked for.
 _HOMES = {

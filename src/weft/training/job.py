@@ -206,6 +206,7 @@ def trainer_of(
         eval_dataset=task.eval_data,
         data_collator=task.collator,
         callbacks=[LogBeforeSaving(), MetricsWriter(folder), *callbacks, *optional_callbacks(task, folder)],
+        compute_loss_func=task.loss,
         score=score,
     )
     trainer.remove_callback(PrinterCallback)

@@ -148,6 +148,11 @@ class Task(ABC):
         """Of the held-out data, with the adapters that are active now; mode and random state are left as they are."""
 
     @property
+    def loss(self) -> "Callable[[Any, Tensor, Tensor | int | None], Tensor] | None":
+        """What the loss is where it is not the model's own: of its output, the labels, and the labels of the step."""
+        return None
+
+    @property
     def sampling(self) -> Literal["random", "group_by_length"]:
         """How the Trainer draws the rows of a batch."""
         return "random"
