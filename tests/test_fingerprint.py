@@ -4,10 +4,12 @@ import copy
 import itertools
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 import weft
 from weft.fingerprint import Fingerprint, fingerprint
@@ -111,3 +113,13 @@ def test_an_adapter_of_a_quantised_base_goes_onto_the_plain_one_and_back() -> No
         adapter = weft.collect(weft.attach(made[a], config))
         weft.detach(made[a])
         weft.detach(weft.attach(made[b], adapter))
+
+
+def test_a_transposed_weight_is_known_again_once_it_is_quantised(tmp_path: Path) -> None:
+    """GPT-2's Conv1D becomes a linear layer."""
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=48, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    plain = weft.base_fingerprint(GPT2LMHeadModel.from_pretrained(tmp_path))
+    for how in ({"load_in_8bit": True}, {"load_in_4bit": True}):
+        model = GPT2LMHeadModel.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**how))
+        assert plain.difference(weft.base_fingerprint(model)) is None

@@ -10,7 +10,8 @@ import typer
 from weft.cli import data_options as options
 from weft.cli.adapters import adapter_path
 from weft.cli.output import errors, print_json, quiet_transformers, results, table
-from weft.training.config import DEFAULT_TASK, RunConfig
+from weft.cli.quantize import Quantization
+from weft.training.config import DEFAULT_TASK, Quantize, RunConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +35,12 @@ def evaluate(
     generate_rows: Annotated[int, typer.Option(help="Rows to answer greedily, for the text metrics.", min=0)] = 50,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens in an answer at most.", min=1)] = 64,
     batch_size: Annotated[int, typer.Option(help="Rows at a time.", min=1)] = 8,
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(
+            help="Hold the base's linear layers in 8 bits (bitsandbytes). Default: as in the run, if there is one."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and no table.")] = False,
 ) -> None:
     """Evaluate the base and each adapter on held-out rows: loss, and the metrics of the task.
@@ -47,12 +54,13 @@ def evaluate(
     quiet_transformers()
     paths = [adapter_path(path) for path in adapter or []]
     kept = _settings_of_run(adapter[0]) if adapter else None
+    held = quantize.setting if quantize is not None else kept.quantize if kept is not None else "none"
     if kept is None or kept.task == DEFAULT_TASK:
         columns = (messages_column, prompt_column, completion_column, text_column)
-        subject = _text(base, data, split, columns, max_length, generate_rows, max_new_tokens, batch_size)
+        subject = _text(base, held, data, split, columns, max_length, generate_rows, max_new_tokens, batch_size)
     else:
         base = kept.base
-        subject = _of_run(kept, data, split)
+        subject = _of_run(kept, held, data, split)
     for number, path in enumerate(paths):
         weft.attach(subject.model, weft.load(path), name=f"adapter{number}")
     names: list[str | None] = [None, *(f"adapter{number}" for number in range(len(paths)))]
@@ -92,9 +100,9 @@ def _settings_of_run(path: Path) -> RunConfig | None:
     return RunConfig.from_yaml(config) if config.is_file() else None
 
 
-def _of_run(kept: RunConfig, data: str, split: str) -> _Subject:
+def _of_run(kept: RunConfig, quantize: Quantize, data: str, split: str) -> _Subject:
     """The task of a run, with other held-out data."""
-    changes = {"eval": data, "eval_split": split, "eval_share": None}
+    changes = {"eval": data, "eval_split": split, "eval_share": None, "quantize": quantize}
     config = type(kept)(**(kept.model_dump() | changes)).resolved()
     task = config.implementation().open(config, None)
     return _Subject(task.model, task.evaluate, task.metrics, task.eval_report)
@@ -102,6 +110,7 @@ def _of_run(kept: RunConfig, data: str, split: str) -> _Subject:
 
 def _text(
     base: str,
+    quantize: Quantize,
     data: str,
     split: str,
     columns: tuple[str, str, str, str],
@@ -116,7 +125,7 @@ def _text(
     from weft.tasks.text import TextTask
     from weft.training import load_base
 
-    loaded = load_base(base)
+    loaded = load_base(base, quantize=quantize)
     dataset = options.held_out(loaded, data, split, Columns(*columns), max_length)
 
     def evaluate_text() -> "Evaluation":

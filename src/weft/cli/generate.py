@@ -17,7 +17,9 @@ from rich.text import Text
 
 from weft.cli.adapters import named_paths
 from weft.cli.output import errors, print_json, quiet_transformers, results
+from weft.cli.quantize import Quantization, QuantizeOption
 from weft.errors import ConfigError
+from weft.training.config import Quantize
 
 if TYPE_CHECKING:
     from weft.training.base import Base
@@ -95,6 +97,7 @@ def generate(
     device: Annotated[
         str | None, typer.Option(help="Where to run, such as cpu or cuda; a GPU by default if there is one.")
     ] = None,
+    quantize: QuantizeOption = Quantization.none,
     any_base: Annotated[bool, typer.Option("--any-base", help="Take adapters that name another base.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -118,7 +121,7 @@ def generate(
     paths = named_paths(adapter)
     prompts: Iterable[str] = _lines() if chat and prompt is None else [_text() if prompt is None else prompt]
     quiet_transformers()
-    resident = _load(base, paths, device, any_base)
+    resident = _load(base, paths, device, quantize.setting, any_base)
     names = [*([None] if with_base or not paths else []), *paths]
     start = [{"role": "system", "content": system}] if system is not None else []
     voices = [Voice(adapter_name, list(start)) for adapter_name in names]
@@ -131,7 +134,7 @@ def generate(
         print_json({"base": base, "adapters": adapters, "sampling": asdict(sampling), "turns": turns})
 
 
-def _load(name: str, paths: dict[str, Path], device: str | None, any_base: bool) -> "Base":
+def _load(name: str, paths: dict[str, Path], device: str | None, quantize: Quantize, any_base: bool) -> "Base":
     """The base with every adapter attached."""
     import torch
 
@@ -143,7 +146,7 @@ def _load(name: str, paths: dict[str, Path], device: str | None, any_base: bool)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-        resident = load_base(name, dtype=dtype)
+        resident = load_base(name, dtype=dtype, quantize=quantize)
         torch.nn.Module.to(resident.model, place)  # transformers' own `to` is not typed
     except RuntimeError as error:
         raise ConfigError(f"device: cannot use {device!r}: {str(error).splitlines()[0]}") from error

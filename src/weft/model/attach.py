@@ -31,8 +31,10 @@ from weft.model.state import (
     state_of,
 )
 from weft.model.switch import make_active
-from weft.nn import CompanionLayer, unweave
+from weft.nn import CompanionLayer, storage_of, unweave
 from weft.nn.bank import check_class, put, set_active
+
+QUANTIZE = "quantize"  # what an adapter's provenance calls the form of the base's weights that it was trained on
 
 
 @contextmanager
@@ -96,7 +98,7 @@ def attach(
         planned = plan_of(survey, source)
         parts = new_parts(survey, planned)
         # What is trained whole takes the place of what the base has there, such as a head that chance filled in.
-        record = Attached(source, True, base.without(planned.trained), _provenance(model))
+        record = Attached(source, True, base.without(planned.trained), _provenance(survey))
     else:
         if not any_base:
             _check_base(source, base)
@@ -207,6 +209,7 @@ def _thaw(state: ModelState, parameters: dict[str, Tensor]) -> None:
     state.thawed.clear()
 
 
-def _provenance(model: nn.Module) -> dict[str, str]:
-    name = getattr(model, "name_or_path", "")  # transformers' models know where they came from
-    return {"base": str(name)} if name else {}
+def _provenance(survey: Survey) -> dict[str, str]:
+    name = getattr(survey.model, "name_or_path", "")  # transformers' models know where they came from
+    found = {storage.name for module in survey.modules.values() if (storage := storage_of(module)) is not None}
+    return ({"base": str(name)} if name else {}) | ({QUANTIZE: ",".join(sorted(found))} if found else {})

@@ -289,7 +289,9 @@ class _Binding:
         bias = self.left.pop(key, None)
         if bias is not None and not self._fits(key, bias, module._parameters.get("bias")):
             return
-        device = kind.matrix(module).device
+        held = module.weight
+        assert isinstance(held, Tensor)
+        device = held.device
         content = Factors(
             self._own(value.A, device),
             self._own(value.B, device),

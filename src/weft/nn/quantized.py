@@ -5,12 +5,14 @@
 arXiv 2305.14314): each run of 64 entries is rounded to one of 16 numbers times the run's largest absolute value.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weft.nn.storage import Storage, register_storage
+from weft.nn.storage import Storage, register_storage, storage_of
 
 _LEVELS = 127
 
@@ -42,7 +44,20 @@ class _BitsAndBytes(Storage):
     def shape(self) -> tuple[int, int]:
         module = self.module
         assert isinstance(module, nn.Linear)
-        return module.out_features, module.in_features
+        shape = module.out_features, module.in_features
+        return shape[::-1] if self._transposed else shape
+
+    @property
+    def _transposed(self) -> bool:
+        """Whether transformers made the layer from a Conv1D, as GPT-2 has it, whose weight is (in, out)."""
+        return getattr(self.module, "source_cls", nn.Linear).__name__ == "Conv1D"
+
+    def _stored(self, places: Tensor) -> Tensor:
+        """The flat positions in W (out, in) of those in `shape`."""
+        if not self._transposed:
+            return places
+        width, out = self.shape
+        return places % out * width + places // out
 
     @property
     def weight(self) -> Any:
@@ -78,11 +93,29 @@ class EightBit(_BitsAndBytes):
 
     def sample(self, places: Tensor) -> tuple[Tensor, Tensor]:
         weight: Tensor = self.weight.data
-        places = places.to(weight.device)
-        step = self._scale[places // self.shape[1]]
+        places = self._stored(places).to(weight.device)
+        step = self._scale[places // weight.shape[1]]
         entries = weight.flatten()[places].float() * step
         # Half a step, and what rounding to float16 took before: at most 2^-11 of the largest number of the row.
         return entries.cpu(), (step * (0.5 + _LEVELS * 2**-11)).cpu()
+
+
+@contextmanager
+def without_outliers(model: nn.Module) -> Iterator[None]:
+    """8-bit layers that round every column of their input, for the length of a ``with`` block.
+
+    Those with large entries, anywhere in a batch, they otherwise leave as they are (LLM.int8): so what a row gives
+    depends, a little, on the rows beside it.
+    """
+    states: list[Any] = [module.state for module in model.modules() if isinstance(storage_of(module), EightBit)]
+    before = [state.threshold for state in states]
+    for state in states:
+        state.threshold = 0.0
+    try:
+        yield
+    finally:
+        for state, threshold in zip(states, before, strict=True):
+            state.threshold = threshold
 
 
 @register_storage
@@ -113,6 +146,7 @@ class FourBit(_BitsAndBytes):
         from bitsandbytes.functional import dequantize_blockwise
 
         state = self.weight.quant_state
+        places = self._stored(places)
         packed: Tensor = self.weight.data.view(torch.uint8).flatten()
         code: Tensor = state.code.float().cpu()
         largest: Tensor = state.absmax

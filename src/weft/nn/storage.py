@@ -45,7 +45,7 @@ class Storage(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+        """Of the parameter that was stored so: (out, in), or (in, out) if it was a transposed one."""
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -53,10 +53,10 @@ class Storage(ABC):
 
     @abstractmethod
     def sample(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """A few entries of W, without the others.
+        """A few entries of that parameter, without the others.
 
         Args:
-            places: flat positions in W (n).
+            places: flat positions in `shape` (n).
 
         Returns:
             The entries (n), and how far each can be from the number that it was rounded from (n); float32 on the CPU.

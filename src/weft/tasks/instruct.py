@@ -56,7 +56,7 @@ class InstructTask(LanguageTask):
             self.base.tokenizer.save_pretrained(folder)
 
     def usage(self, adapter: Path) -> str:
-        return "\n".join(in_shell(self.config.base, adapter, '--chat --prompt "..."'))
+        return "\n".join(in_shell(self.config, adapter, '--chat --prompt "..."'))
 
 
 def _templated(config: InstructRun, tokenizer: PreTrainedTokenizerBase, console: Console | None) -> InstructRun:

@@ -153,7 +153,7 @@ def open_base(config: C, *, encoder_decoders: bool = False) -> tuple[Base, C]:
         ConfigError: there is no such base, or rows longer than its context are asked for.
     """
     dtype = torch.bfloat16 if config.bf16 else torch.float32
-    base = load_base(config.base, dtype=dtype, encoder_decoders=encoder_decoders)
+    base = load_base(config.base, dtype=dtype, quantize=config.quantize, encoder_decoders=encoder_decoders)
     context = context_length(base.model)
     if config.max_length is None:
         return base, config.model_copy(update={"max_length": context})
@@ -164,18 +164,20 @@ def open_base(config: C, *, encoder_decoders: bool = False) -> tuple[Base, C]:
     return base, config
 
 
-def in_shell(base: str, adapter: Path, options: str) -> list[str]:
-    """Markdown that generates with an adapter, in a shell and in Python."""
+def in_shell(config: LanguageRun, adapter: Path, options: str) -> list[str]:
+    """Markdown that generates with a run's adapter, in a shell and in Python."""
+    base, held = config.base, config.quantize
+    flag, argument = ("", "") if held == "none" else (f" --quantize {held}", f", quantize={held!r}")
     return [
         "```",
-        f"weft generate --base {base} --adapter {adapter} {options}",
+        f"weft generate --base {base}{flag} --adapter {adapter} {options}",
         "```",
         "",
         "```python",
         "import weft",
         "from weft.training import load_base",
         "",
-        f"base = load_base({base!r})",
+        f"base = load_base({base!r}{argument})",
         f"weft.attach(base.model, weft.load({str(adapter)!r}))",
         "```",
     ]

@@ -45,10 +45,10 @@ class SummarizeTask(LanguageTask):
         return cls.with_rows(config, base, load, console)
 
     def usage(self, adapter: Path) -> str:
-        base, template = self.config.base, self.config.prompt_template or INPUT
+        base, held, template = self.config.base, self.config.quantize, self.config.prompt_template or INPUT
         if not self.base.model.config.is_encoder_decoder:
             prompt = template.replace(INPUT, "...").replace("\n", "\\n")
-            return "\n".join(in_shell(base, adapter, f"--prompt $'{prompt}'"))
+            return "\n".join(in_shell(self.config, adapter, f"--prompt $'{prompt}'"))
         return "\n".join(
             [
                 "```python",
@@ -56,7 +56,7 @@ class SummarizeTask(LanguageTask):
                 "from weft.tasks.generation import generate_texts",
                 "from weft.training import load_base",
                 "",
-                f"base = load_base({base!r}, encoder_decoders=True)",
+                f"base = load_base({base!r}{'' if held == 'none' else f', quantize={held!r}'}, encoder_decoders=True)",
                 f"weft.attach(base.model, weft.load({str(adapter)!r}))",
                 f'ids = base.tokenizer({template!r}.replace("{INPUT}", "..."))["input_ids"]',
                 "print(generate_texts(base.model, base.tokenizer, [ids])[0])",

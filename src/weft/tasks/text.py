@@ -32,4 +32,4 @@ class TextTask(LanguageTask):
         return cls.with_rows(config, base, load, console)
 
     def usage(self, adapter: Path) -> str:
-        return "\n".join(in_shell(self.config.base, adapter, '--prompt "..."'))
+        return "\n".join(in_shell(self.config, adapter, '--prompt "..."'))

@@ -15,6 +15,8 @@ from transformers import (
 
 from weft.bundled import bundled_base
 from weft.errors import ConfigError
+from weft.training.config import Quantize
+from weft.training.quantize import require_quantized, weights_as
 
 BUNDLED = "bundled"
 
@@ -51,19 +53,27 @@ def reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def load_base(name: str | Path, *, dtype: torch.dtype = torch.float32, encoder_decoders: bool = False) -> Base:
+def load_base(
+    name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantize = "none",
+    encoder_decoders: bool = False,
+) -> Base:
     """Loads a language model, in evaluation mode, and its tokenizer.
 
     Args:
         name: a folder, a hub id, or ``bundled``.
         dtype: the weights' dtype.
+        quantize: "8bit" holds the linear layers in 8 bits, and puts the model on the GPU if there is one.
         encoder_decoders: take these too, and not causal language models alone.
 
     Raises:
-        ConfigError: there is no such folder, transformers cannot load what is there (the message says why), or it is
-            an encoder-decoder that was not asked for.
+        ConfigError: there is no such folder, transformers cannot load what is there (the message says why), it is
+            an encoder-decoder that was not asked for, or it cannot be quantised.
     """
     path = checked_path(name)
+    weights = weights_as(dtype, quantize)
     try:
         config = AutoConfig.from_pretrained(path)
         if config.is_encoder_decoder and not encoder_decoders:  # of some, transformers would load the decoder alone
@@ -73,9 +83,10 @@ def load_base(name: str | Path, *, dtype: torch.dtype = torch.float32, encoder_d
             )
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = kind.from_pretrained(path, dtype=dtype)
+        model = kind.from_pretrained(path, **weights)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"base: transformers cannot load {path!r} as a language model: {reason(error)}") from error
+    require_quantized(model, quantize)
     return Base(model.eval(), tokenizer, str(name))

@@ -28,6 +28,8 @@ run_settings: "Registry[type[RunConfig]]" = Registry("task", home="weft.tasks")
 
 DEFAULT_TASK = "text"
 
+Quantize = Literal["none", "8bit"]
+
 
 class RunConfig(BaseModel, ABC):
     """The settings that every training run has. A task's own class adds to them, and is registered in `run_settings`.
@@ -113,6 +115,11 @@ class RunConfig(BaseModel, ABC):
     )
     bf16: bool | Literal["auto"] = Field(
         "auto", description="Hold the frozen base in bfloat16 (the factors stay in float32); auto: on GPUs made for it."
+    )
+    quantize: Quantize = Field(
+        "none",
+        description="Hold the frozen base's linear layers in 8 bits (bitsandbytes): a quarter of the memory that they "
+        "take in float32, for slower steps.",
     )
     seed: int = Field(42, ge=0, description="The seed of the factors, the order of rows, dropout and eval_share.")
 

@@ -25,6 +25,7 @@ from weft.training.checkpoint import latest, remove_incomplete, step_of
 from weft.training.config import RunConfig
 from weft.training.folder import FINAL, RunFolder, write_whole
 from weft.training.progress import LogBeforeSaving, MetricsWriter, ProgressBar, StepTimer
+from weft.training.quantize import require_quantized
 from weft.training.result import RunResult
 from weft.training.task import Evaluation, Task
 from weft.training.trainer import AdapterTrainer
@@ -117,6 +118,7 @@ def run_with(
     if not torch.cuda.is_available():
         keep_freed_memory()
     task = config.implementation().open(config.model_copy(update={"bf16": uses_bf16(config)}), console)
+    require_quantized(task.model, config.quantize)
     if resume:
         _check_same(task.config, folder)
     size = learner.size(task)  # before the folder is made, so that a wrong pattern leaves no trace

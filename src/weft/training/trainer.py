@@ -4,8 +4,8 @@ What differs from the Trainer: checkpoints hold the adapter alone; a run resumes
 order of rows; and a run that would train nothing, or that went wrong, stops with one message.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class AdapterTrainer(CheckedTrainer):
     ) -> None:
         if args is not None and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # the first-step check will make sure that there are none
-        super().__init__(model, args, *others, score=score, **options)
+        with _taken_for_adapted(model):
+            super().__init__(model, args, *others, score=score, **options)
         self.add_callback(InputsWithoutGradients())
         self._nested = nested
         self._nesting: Nesting | None = None
@@ -146,6 +147,19 @@ class AdapterTrainer(CheckedTrainer):
                 "the loss does not depend on them. Leave them out with exclude, activate the adapter, or, with "
                 "reentrant gradient checkpointing, use the non-reentrant one"
             )
+
+
+@contextmanager
+def _taken_for_adapted(model: nn.Module | None) -> Iterator[None]:
+    """A quantised model with what tells transformers of PEFT's adapters; without, the Trainer refuses to train it."""
+    if not isinstance(model, PreTrainedModel) or not getattr(model, "is_quantized", False):
+        yield
+        return
+    model._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        del model._hf_peft_config_loaded
 
 
 class InputsWithoutGradients(TrainerCallback):
