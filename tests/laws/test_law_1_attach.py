@@ -36,6 +36,19 @@ def test_outputs_and_the_base_are_what_they_were(case: Case, dtype: torch.dtype)
     before.check_tensors_untouched(model)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("case", LAYERS + DORA_LAYERS, ids=lambda case: case.name)
+def test_a_model_may_still_change_a_layers_output_in_place(case: Case, dropout: float) -> None:
+    """So does SpecAugment in wav2vec 2.0, in training."""
+    layer, x = case.model(), case.input()
+    dropout = 0.0 if isinstance(layer[0], nn.Embedding) else dropout
+    weft.attach(layer, replace(case.config, dropout=dropout))
+    changed = layer(x)
+    changed[..., 0] = 0.0
+    changed.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in weft.trainable_parameters(layer))
+
+
 @pytest.mark.parametrize("init", INITIALIZERS, ids=repr)
 @pytest.mark.parametrize("case", LAYERS + DORA_LAYERS + QUANTIZED_LAYERS, ids=lambda case: case.name)
 def test_every_initializer_starts_at_the_base_even_under_dropout(case: Case, init: weft.config.Initializer) -> None:

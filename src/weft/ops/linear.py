@@ -32,6 +32,8 @@ from weft.ops.transforms import in_torch_func, is_transformed
 
 __all__ = ["adapted_linear", "add_linear"]
 
+_no_view: Callable[[Tensor, torch.Size], Tensor] = torch.ops.aten._unsafe_view.default  # as F.linear's own kernels do
+
 
 def adapted_linear(
     x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float = 0.0
@@ -158,7 +160,8 @@ class _AdaptedLinear(torch.autograd.Function):
         _, _, _, need_A, need_B, _, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_A else None, W, A, B, h if need_B else None, dropped)
         ctx.scaling, ctx.shape = scaling, x.shape
-        return y
+        # F.linear gives a view of a matrix, and a view that is made here could not be changed in place afterwards.
+        return _no_view(y, y.shape)
 
     @staticmethod
     @_without_autocast
