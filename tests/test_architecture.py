@@ -36,7 +36,7 @@ ROOMS = {
     "transformers": {"tasks", "training", "serving", "cli", "data", "compare"},
     "accelerate": {"training"},
     "datasets": {"data"},
-    "soundfile": {"data.audio"},
+    "soundfile": {"data.audio", "tasks.tiny.speech"},
     "scipy": {"data.audio", "compare"},
     "sklearn": {"tasks.class_metrics"},
     "jiwer": {"tasks.speech_metrics"},

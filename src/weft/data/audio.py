@@ -55,6 +55,10 @@ class Clip:
         """The clip's length."""
         return self.frames / self.rate
 
+    def samples_at(self, rate: int) -> int:
+        """How many samples `samples` will give."""
+        return -(-self.frames * rate // self.rate)
+
     def samples(self, rate: int) -> Samples:
         """The clip in mono at `rate` samples a second: (n), float32.
 
@@ -148,7 +152,7 @@ class AudioDataset(Dataset[dict[str, Any]]):
     @property
     def lengths(self) -> list[int]:
         """Samples in each item, known without decoding any."""
-        return [math.ceil(clip.frames * self.rate / clip.rate) for clip in self.clips]
+        return [clip.samples_at(self.rate) for clip in self.clips]
 
     def split(self, share: float, seed: int) -> tuple["AudioDataset", "AudioDataset"]:
         """Two data sets: the rest, and a share chosen at random by the seed (one clip at least).
@@ -177,7 +181,7 @@ def load_audio(
     audio_column: str | None = None,
     transcript_column: str | None = None,
     max_seconds: float | None = None,
-    long_rows: Literal["drop", "error"] = "drop",
+    long_clips: Literal["drop", "error"] = "drop",
     hours: float | None = None,
     seed: int = 0,
 ) -> AudioDataset:
@@ -192,7 +196,7 @@ def load_audio(
             None: the first of `AUDIO_COLUMNS` that is there.
         transcript_column: None: the first of `TRANSCRIPT_COLUMNS` that is there.
         max_seconds: of a clip at most; None for no limit.
-        long_rows: what to do with longer clips, and with those whose transcript cannot be learned whole: "drop" them,
+        long_clips: what to do with longer clips, and with those whose transcript cannot be learned whole: "drop" them,
             or raise an "error". None is ever cut, since the words would no longer be those of the audio.
         hours: stop when the clips kept have this length in all. They are taken in an order drawn by the seed, so that
             fewer hours are a part of more. None for all.
@@ -219,13 +223,13 @@ def load_audio(
         if obstacle is None:
             seconds += clip.seconds
             kept[place] = clip, Transcript(array("i", transcript.ids), transcript.unknown)
-        elif long_rows == "error":
-            raise DataError(f"{clip.where}: {obstacle}; cut the clip up, or let long_rows be 'drop'")
+        elif long_clips == "error":
+            raise DataError(f"{clip.where}: {obstacle}; cut the clip up, or let long_clips be 'drop'")
         else:
             dropped += 1
     if not kept:
         raise DataError(
-            f"{source}: all {dropped} clips are too long, or their transcripts are; let long_rows be 'error' to see how"
+            f"{source}: all {dropped} clips are too long, or their transcripts; let long_clips be 'error' to see how"
         )
     clips, transcripts = zip(*(kept[place] for place in sorted(kept)), strict=True)
     return AudioDataset(list(clips), list(transcripts), rate, dropped)

@@ -4,8 +4,8 @@ A stand-in base is one function, registered in `bases` under the name that a run
 data are one function, registered in `data` under the name of the task. So every base goes with every task that it fits.
 """
 
-from weft.tasks.tiny import classify, images, language
+from weft.tasks.tiny import classify, images, language, speech
 from weft.tasks.tiny.registry import bases, build, data
 from weft.tasks.tiny.run import tiny_run
 
-__all__ = ["bases", "build", "classify", "data", "images", "language", "tiny_run"]
+__all__ = ["bases", "build", "classify", "data", "images", "language", "speech", "tiny_run"]
