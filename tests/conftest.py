@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest_plugins = ("tiny_base",)
+pytest_plugins = ("tiny_base", "tasks.speech_bases")
 
 # Slow machines are not failures.
 settings.register_profile("weft", deadline=None, derandomize=True)

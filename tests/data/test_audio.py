@@ -115,7 +115,7 @@ def test_long_clips_are_left_out_or_refused_and_never_cut(common_voice: Path) ->
     assert data.report.dropped == 1
     assert "1 clips too long" in str(data.report)
     with pytest.raises(DataError, match=r"train.tsv line 4: 0.30 seconds, and at most 0.2 are taken; cut the clip up"):
-        load(common_voice, max_seconds=0.2, long_rows="error")
+        load(common_voice, max_seconds=0.2, long_clips="error")
     with pytest.raises(DataError, match="all 3 clips are too long"):
         load(common_voice, max_seconds=0.05)
 
@@ -126,7 +126,7 @@ def test_a_transcript_that_cannot_be_learned_whole_counts_as_long(common_voice: 
 
     assert len(load_audio(common_voice, RATE, encode)) == 2
     with pytest.raises(DataError, match="line 3: 8 tokens, and the decoder holds 4"):
-        load_audio(common_voice, RATE, encode, long_rows="error")
+        load_audio(common_voice, RATE, encode, long_clips="error")
 
 
 def test_fewer_hours_are_a_part_of_more(tmp_path: Path) -> None:

@@ -6,13 +6,23 @@ from typing import TYPE_CHECKING
 from weft.tasks.settings.classify import ClassifyRun
 from weft.tasks.settings.image import ImageRun
 from weft.tasks.settings.instruct import InstructRun
+from weft.tasks.settings.speech import SpeechRun
 from weft.tasks.settings.summarize import SummarizeRun
 from weft.tasks.settings.text import TextRun
 
 if TYPE_CHECKING:
     from weft.tasks.text_evaluation import evaluate, generate_answers
 
-__all__ = ["ClassifyRun", "ImageRun", "InstructRun", "SummarizeRun", "TextRun", "evaluate", "generate_answers"]
+__all__ = [
+    "ClassifyRun",
+    "ImageRun",
+    "InstructRun",
+    "SpeechRun",
+    "SummarizeRun",
+    "TextRun",
+    "evaluate",
+    "generate_answers",
+]
 
 # What needs torch and transformers is imported when it is first asked for.
 _HOMES = {

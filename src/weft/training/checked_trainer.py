@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import TrainOutput
 
+from weft.data.lengths import KnowsLengths
 from weft.data.packed import PackedCollator
 from weft.data.text import IGNORED, TextDataset
 from weft.errors import TrainingError
@@ -204,9 +205,13 @@ class CheckedTrainer(Trainer, ABC):
         return is_best
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        sampler = super()._get_train_sampler(train_dataset)
+        data = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(data, KnowsLengths):
+            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return EpochLengthSampler(data.lengths, rows, seed)
+        sampler = super()._get_train_sampler(train_dataset)  # makes every row, to see how long it is
         if isinstance(sampler, LengthGroupedSampler):
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return EpochLengthSampler(sampler.lengths, sampler.batch_size, seed)
         return sampler
 
@@ -230,7 +235,7 @@ class EpochLengthSampler(Sampler[int]):
     run is resumed in the middle of it.
 
     Args:
-        lengths: of each row, in tokens.
+        lengths: of each row, in any unit.
         batch_size: rows in an optimizer step.
         seed: the run's seed.
     """

@@ -52,7 +52,7 @@ class RunConfig(BaseModel, ABC):
     )
 
     train: str = Field(
-        description="Training data: a .jsonl, .csv or .parquet file, a folder saved by datasets, or a hub id "
+        description="Training data: a .jsonl, .csv, .tsv or .parquet file, a folder saved by datasets, or a hub id "
         "('id' or 'id:config')."
     )
     eval: str | None = Field(None, description="Held-out data, in the same forms.")
