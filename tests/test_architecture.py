@@ -33,7 +33,7 @@ ROOMS = {
     "torchao": {"nn.quantized"},
     "matplotlib": {"analysis.plots", "analysis.report"},
     "jinja2": {"analysis.report", "data", "cli"},
-    "transformers": {"tasks", "training", "serving", "cli", "data", "compare"},
+    "transformers": {"tasks", "training", "memory", "serving", "cli", "data", "compare"},
     "accelerate": {"training"},
     "datasets": {"data"},
     "soundfile": {"data.audio", "tasks.tiny.speech"},

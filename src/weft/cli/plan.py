@@ -1,18 +1,24 @@
 """``weft plan``: what an adapter would be, and cost, before anything is loaded."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weft.cli import adapter_options as options
-from weft.cli.output import print_json, quiet_transformers, results, size, table
+from weft.cli.output import print_json, quiet_transformers, results, size
+from weft.cli.plan_run import plan_run, show_modules
+from weft.errors import ConfigError
 
 if TYPE_CHECKING:
     from weft.model import Plan
 
 
 def plan(
-    base: Annotated[str, typer.Argument(help="The base model: a folder, a hub id, or `bundled`.")],
+    context: typer.Context,
+    base: Annotated[
+        str, typer.Argument(help="The base model: a folder, a hub id, or `bundled`. Or a run's YAML file.")
+    ],
     rank: options.Rank = 16,
     alpha: options.Alpha = 32.0,
     targets: options.Targets = ["all-linear"],  # noqa: B006  # typer wants a list, and does not change it
@@ -26,6 +32,7 @@ def plan(
     variant: options.Variant = "lora",
     scaling: options.Scaling = "standard",
     companions: options.Companions = [],  # noqa: B006
+    tiny: Annotated[bool, typer.Option("--tiny", help="Of a run: plan it on its stand-ins.")] = False,
     modules: Annotated[bool, typer.Option("--modules", help="One row for each module, not for each kind.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -33,14 +40,22 @@ def plan(
 
     A dry run: the model is built without its weights, so a base larger than this machine can be planned too. The
     table says which modules the patterns chose, their ranks and parameters; below it stand the share of the base,
-    the adapter's size, and the memory that weights, gradients and optimizer take in training.
+    the adapter's size, and the memory that weights, gradients and optimizer take in training. Of a run's YAML file,
+    the memory is planned whole, activations and logits too.
 
     Examples:
+
+        weft plan run.yaml
 
         weft plan bundled --rank 8 --targets q_proj,v_proj
 
         weft plan ./my-base --targets all-linear --exclude "*.mlp.*" --layers 0-3
     """
+    if Path(base).suffix in (".yaml", ".yml"):
+        plan_run(Path(base), tiny=tiny, modules=modules, as_json=as_json, given=_given(context))
+        return
+    if tiny:
+        raise ConfigError("--tiny plans a run on its stand-ins: name the run's YAML file in the place of the base")
     config = options.adapter_config(
         rank, alpha, targets, exclude, layers, rank_pattern, alpha_pattern, train_modules, bias, init, variant, scaling,
         companions,
@@ -56,6 +71,13 @@ def plan(
         _show(planned, modules)
 
 
+def _given(context: typer.Context) -> list[str]:
+    """The options on the command line that describe an adapter."""
+    own = ("base", "tiny", "modules", "as_json")
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in own}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 def _training_memory(planned: "Plan") -> dict[str, int]:
     """Bytes in training, activations left out: they depend on the batch and on the length of its rows."""
     return {
@@ -68,12 +90,8 @@ def _training_memory(planned: "Plan") -> dict[str, int]:
 
 
 def _show(planned: "Plan", each: bool) -> None:
-
+    show_modules(planned, each=each)
     console = results()
-    console.print(table(planned.rows(each=each), right=("count", "out x in", "rank", "scaling", "parameters")))
-    console.print()
-    for remark in planned.remarks():
-        console.print(remark, markup=False)
     memory = _training_memory(planned)
     base = f"{size(memory.pop('base_float32'))} in float32 or {size(memory.pop('base_bfloat16'))} in bfloat16"
     console.print(

@@ -25,7 +25,9 @@ def add_embedding(
         (..., d), in the dtype of y.
     """
     h = F.embedding(ids, B, padding_idx, scale_grad_by_freq=scale_grad_by_freq).to(y.dtype)
-    with torch.autocast(y.device.type, enabled=False):  # the base's rows are not rounded under it either
+    with torch.autocast(
+        "cpu" if y.is_meta else y.device.type, enabled=False
+    ):  # the base's rows are not rounded under it either
         return torch.addmm(y.reshape(-1, y.shape[-1]), h.view(-1, h.shape[-1]), A.to(y.dtype), alpha=scaling).view(
             y.shape
         )

@@ -123,7 +123,7 @@ def _add_branch(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, drop
 
 
 def _device_type(x: Tensor) -> str:
-    return "cpu" if x.is_cpu else x.device.type  # the latter takes microseconds
+    return "cpu" if x.is_cpu or x.is_meta else x.device.type  # the latter takes microseconds; meta has no autocast
 
 
 Pass = TypeVar("Pass", bound=Callable[..., Any])

@@ -14,7 +14,9 @@ from weft.data.packed import PackedCollator
 from weft.data.seq2seq import Seq2SeqCollator, Seq2SeqDataset
 from weft.data.text import Collator, TextDataset, context_length, pad_id
 from weft.errors import ConfigError
+from weft.memory import Sketch
 from weft.tasks.generation import Decoding
+from weft.tasks.language_sketch import language_sketch
 from weft.tasks.seq2seq_evaluation import evaluate_seq2seq
 from weft.tasks.settings.language import LanguageRun
 from weft.tasks.text_evaluation import evaluate
@@ -109,6 +111,17 @@ class LanguageTask(Task, ABC):
             decoding=decoding,
             cache=self._cache,
         )
+
+    @classmethod
+    def early_sketch(cls, config: LanguageRun) -> Sketch:  # type: ignore[override] # its own settings
+        return language_sketch(config)
+
+    def sketch(self) -> Sketch:
+        if isinstance(self.train_data, Seq2SeqDataset):
+            items = [self.train_data[i] for i in range(len(self.train_data))]
+            lengths = (max(len(item[name]) for item in items) for name in ("input_ids", "labels"))
+            return language_sketch(self.config, *lengths)
+        return language_sketch(self.config, self.train_data.longest)
 
     @contextmanager
     def session(self, scratch: Path, console: Console | None) -> Iterator[None]:

@@ -27,6 +27,7 @@ from weft.training.folder import FINAL, RunFolder, write_whole
 from weft.training.progress import LogBeforeSaving, MetricsWriter, ProgressBar, StepTimer
 from weft.training.quantize import require_quantized
 from weft.training.result import RunResult
+from weft.training.run_memory import show_memory
 from weft.training.task import Evaluation, Task
 from weft.training.trainer import AdapterTrainer
 
@@ -63,6 +64,9 @@ class Learner(ABC):
     def size(self, task: Task) -> tuple[int, float]:
         """Its values, and their share of the base's; what cannot be trained is found out here."""
 
+    def foretell(self, task: Task, console: Console) -> None:  # noqa: B027 (it need not)
+        """Says what the run will take."""
+
     @abstractmethod
     def prepare(self, task: Task) -> None:
         """Makes the task's model ready to be trained."""
@@ -86,6 +90,9 @@ class _Adapter(Learner):
     def size(self, task: Task) -> tuple[int, float]:
         planned = plan(task.model, task.config.lora())
         return planned.parameters, planned.share
+
+    def foretell(self, task: Task, console: Console) -> None:
+        show_memory(task, console)
 
     def prepare(self, task: Task) -> None:
         attach(task.model, task.config.lora())
@@ -122,6 +129,8 @@ def run_with(
     if resume:
         _check_same(task.config, folder)
     size = learner.size(task)  # before the folder is made, so that a wrong pattern leaves no trace
+    if console is not None:
+        learner.foretell(task, console)
     if not resume:
         folder.start(task.config, overwrite=overwrite)
     try:

@@ -1,7 +1,7 @@
 """`Task`: what a training run asks of the kind of thing that is learned; each kind is one file in `weft.tasks`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from weft.memory import Sketch, batch_on_meta, on_meta
 from weft.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -156,6 +157,27 @@ class Task(ABC):
     def sampling(self) -> Literal["random", "group_by_length"]:
         """How the Trainer draws the rows of a batch."""
         return "random"
+
+    @property
+    def largest(self) -> Sequence[int]:
+        """The places in `train_data` of the rows that make the largest batch."""
+        return range(self.config.batch_size)
+
+    @classmethod
+    def early_sketch(cls, config: RunConfig) -> Sketch | None:
+        """The run without its values, from the settings alone, for planning its memory; None if it has to be opened.
+
+        Raises:
+            ConfigError: settings that do not fit the base.
+        """
+        return None
+
+    def sketch(self) -> Sketch:
+        """The opened run without its values, for planning its memory; called before an adapter is attached."""
+        data, places = self.train_data, self.largest
+        assert isinstance(data, Sized)
+        batch = self.collator([data[i] for i in places if i < len(data)])
+        return Sketch(on_meta(self.model), batch_on_meta(batch), padded=True)
 
     def session(self, scratch: Path, console: Console | None) -> AbstractContextManager[None]:
         """What must hold while it trains, with the adapter attached.

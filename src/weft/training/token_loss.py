@@ -79,6 +79,18 @@ def head_of(model: nn.Module) -> Head | None:
     return None
 
 
+def likely_head(model: PreTrainedModel) -> Head | None:
+    """The head that `head_of` will most likely find, of a model on the meta device, where nothing can be tried.
+
+    Its logits have the right shape, and no scale or cap.
+    """
+    module = model.get_output_embeddings()
+    settings = model.config.get_text_config().to_dict()
+    if not is_causal(model) or not isinstance(module, nn.Module) or settings.get("output_router_logits"):
+        return None
+    return Head(module, lambda z: z, max(1, _CHUNK_BYTES // (4 * settings["vocab_size"])))
+
+
 def batch_loss(model: PreTrainedModel, head: Head, inputs: dict[str, Any], items: Tensor | int | None) -> Tensor:
     """The loss of a batch, padded or packed, as transformers' causal language models define it.
 
