@@ -118,9 +118,9 @@ class LanguageTask(Task, ABC):
 
     def sketch(self) -> Sketch:
         if isinstance(self.train_data, Seq2SeqDataset):
-            items = [self.train_data[i] for i in range(len(self.train_data))]
-            lengths = (max(len(item[name]) for item in items) for name in ("input_ids", "labels"))
-            return language_sketch(self.config, *lengths)
+            examples = self.train_data.examples
+            longest = max(len(example.input_ids) for example in examples)
+            return language_sketch(self.config, longest, max(len(example.labels) for example in examples))
         return language_sketch(self.config, self.train_data.longest)
 
     @contextmanager
