@@ -20,7 +20,7 @@ COLORS = {
     "full fine-tuning": "#57534e",
     "limit": "#1c1917",
 }
-_FONT = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.family": "sans-serif"}
+FONT = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.family": "sans-serif"}
 
 Bars = Mapping[str, Mapping[str, float]]
 """Group -> variant -> height."""
@@ -37,7 +37,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[str]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    with matplotlib.rc_context(_FONT):
+    with matplotlib.rc_context(FONT):
         for name, picture in pictures.items():
             figure = picture(rows)
             if figure is None:

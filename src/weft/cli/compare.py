@@ -1,5 +1,6 @@
 """``weft compare``: ways of fine-tuning against each other on one task, under one budget."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,7 +86,7 @@ def compare(
         resume=resume,
         console=errors(),
     )
-    found = Results.of(comparison)
+    found = Results.of(comparison, _typed(run, methods, ranks, rates, seeds, test, metric, change))
     write(found, comparison.folder)
     if as_json:
         print_json(found.to_dict())
@@ -97,6 +98,38 @@ def compare(
     for sentence in (*sentences(found), *remarks(found)):
         out.print(sentence, markup=False)
     out.print(f"written    {comparison.folder / 'README.md'}", soft_wrap=True, markup=False)
+
+
+def _typed(
+    run: Path,
+    methods: list[str] | None,
+    ranks: list[str] | None,
+    rates: list[str] | None,
+    seeds: int,
+    test: str | None,
+    metric: str | None,
+    change: list[str] | None,
+) -> str:
+    """The command, for the record: paths by their last names."""
+    options = {
+        "--methods": methods,
+        "--ranks": ranks,
+        "--rates": rates,
+        "--seeds": [str(seeds)],
+        "--test": None if test is None else [Path(test).name],
+        "--metric": None if metric is None else [metric],
+        "--set": change,
+    }
+    words = [
+        f"{name} {shlex.quote(_without_folders(value))}" for name, values in options.items() for value in values or ()
+    ]
+    return " ".join(["weft compare", run.name, *words])
+
+
+def _without_folders(value: str) -> str:
+    """A setting or path without the folders of an absolute path."""
+    name, equals, path = value.rpartition("=")
+    return f"{name}{equals}{Path(path).name if Path(path).is_absolute() else path}"
 
 
 def _setting(word: str) -> tuple[str, Any]:

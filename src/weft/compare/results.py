@@ -13,6 +13,7 @@ from weft.compare.estimate import Estimate
 from weft.compare.job import Found
 from weft.compare.methods import BASE
 from weft.errors import FormatError
+from weft.training.config import RunConfig
 from weft.training.folder import write_whole
 from weft.training.task import Metric
 
@@ -65,6 +66,8 @@ class Results:
         metric: the key of what decides.
         metrics: all that were found.
         machine: processor, threads, GPU, versions.
+        settings: those of the run that are not the defaults, paths by their last names.
+        command: what was typed, if it was.
         methods: the rows, the base alone first.
     """
 
@@ -80,6 +83,8 @@ class Results:
     metric: str
     metrics: tuple[Metric, ...]
     machine: dict[str, str | int | None]
+    settings: dict[str, Any]
+    command: str | None
     methods: tuple[Row, ...]
 
     @property
@@ -88,8 +93,8 @@ class Results:
         return next(metric for metric in self.metrics if metric.key == self.metric)
 
     @classmethod
-    def of(cls, comparison: Comparison) -> "Results":
-        """From a comparison that has just ended."""
+    def of(cls, comparison: Comparison, command: str | None = None) -> "Results":
+        """From a comparison that has just ended, made by a command if it was."""
         config, about = comparison.config, comparison.about
         assert config.eval is not None
         found = [run for sweep in comparison.sweeps for run in sweep.finished]
@@ -107,6 +112,8 @@ class Results:
             metric=comparison.metric.key,
             metrics=tuple(metric for metric in comparison.metrics if metric.key in comparison.base.final),
             machine=dict(about.machine),
+            settings=_settings(config),
+            command=command,
             methods=(
                 _base_row(comparison.base, comparison.metrics),
                 *(_row(sweep, comparison.metric, comparison.metrics) for sweep in comparison.sweeps),
@@ -198,6 +205,12 @@ def _read_row(values: dict[str, Any]) -> Row:
     return Row(**values, scores=scores, sweep=sweep, failed=failed)
 
 
-def _name(source: str) -> str:
+def _settings(config: RunConfig) -> dict[str, Any]:
+    defaults = {name: field.get_default() for name, field in type(config).model_fields.items()}
+    given = config.model_dump(mode="json", exclude={"output", "seed"})
+    return {key: _name(value) for key, value in given.items() if value != defaults[key] or key == "base"}
+
+
+def _name(value: Any) -> Any:
     """A folder or file by its last name, since where it stood is nobody's concern; anything else as it is."""
-    return Path(source).name if Path(source).is_absolute() else source
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
