@@ -2,8 +2,8 @@
 
     python -m benchmarks.results
 
-Each ``results.json`` of a comparison is kept as ``benchmarks/results/compare/NAME.json``. Nobody edits the page by hand:
-a test holds it to the data.
+Each ``results.json`` of a comparison is kept as ``benchmarks/results/compare/NAME.json``. Nobody edits the page by
+hand: a test holds it to the data.
 """
 
 import argparse
@@ -38,9 +38,9 @@ INTRODUCTION = """# Results
 <!-- Written by `python -m benchmarks.results` from benchmarks/results/compare; do not edit. -->
 
 What LoRA reaches on each task, beside the base alone, full fine-tuning and the small modules that the literature
-compares it with. Every figure was measured by [`weft compare`](guides/compare.md): one budget for all methods of a task,
-a sweep of learning rates for each, several seeds, and a process for each run. The page is made from the data in
-[benchmarks/results/compare](../benchmarks/results/compare).
+compares it with. Every figure was measured by [`weft compare`](guides/compare.md): one budget for all methods of a
+task, a sweep of learning rates for each, several seeds, and a process for each run. The page is made from the data in
+[benchmarks/results/compare](../benchmarks/results).
 
 ±: half the width of the 95% interval of the mean over seeds, by Student's t. Checkpoint: the file of what was trained.
 Peak memory: the most that a run's process held over what its imports take, evaluations included. Step: the mean

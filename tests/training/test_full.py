@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from weft.data.text import Collator
 from weft.tasks import TextRun, evaluate
-from weft.training import load_text
+from weft.training import Evaluation, load_text
 from weft.training.full import load_whole, run_full
 
 
@@ -67,7 +67,9 @@ def test_the_best_weights_are_kept_and_are_those_of_the_file(
 
 
 def test_in_bfloat16_small_updates_are_not_lost(settings: dict[str, Any]) -> None:
-    result = run_full(TextRun(**(settings | {"max_steps": 1, "learning_rate": 1e-5}), bf16=True))
+    known = Evaluation(20, {"loss": 9.0})
+    result = run_full(TextRun(**(settings | {"max_steps": 1, "learning_rate": 1e-5}), bf16=True), before=known)
+    assert result.before == known  # and the base is not evaluated again
     trained = load_file(result.adapter / "model.safetensors")
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
     fresh = LlamaForCausalLM.from_pretrained(settings["base"]).get_parameter("model.norm.weight")

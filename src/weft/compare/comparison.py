@@ -169,12 +169,15 @@ class _Jobs:
     def __init__(self, config: RunConfig, folder: Path, test: str | None, runner: Runner) -> None:
         self.config, self.folder, self.test, self.runner = config, folder, test, runner
         self.bar = Bar(None, 0)
+        self._before: Mapping[str, float] | None = None
 
     def base(self) -> Found:
         """The evaluation of the base alone."""
         found = self._do(BASE, "base", self.config)
         if found.failed is not None:
             raise TrainingError(f"the base cannot be evaluated: {found.failed}")
+        assert found.about is not None
+        self._before = {**found.eval, "rows": found.about.eval_rows}
         return found
 
     def sweep(
@@ -213,7 +216,7 @@ class _Jobs:
 
     def _do(self, name: str, kind: Kind, config: RunConfig) -> Found:
         config = config.model_copy(update={"output": self.folder / "runs" / name})
-        job = Job(name, kind, config, self.test)
+        job = Job(name, kind, config, self.test, self._before)
         path = self.folder / "found" / f"{name}.json"
         values = json.loads(json.dumps(job.to_dict()))
         kept = read(path)

@@ -21,23 +21,27 @@ class Job:
         kind: evaluate the base alone, train an adapter, or train the base.
         config: the run's settings, its output too.
         test: rows to evaluate on in the end, in the forms of the settings' `eval`; None for those of `eval` alone.
+        before: the scores of the base alone on the rows of `eval`, "rows" among them; None of the base's own job.
     """
 
     name: str
     kind: Kind
     config: RunConfig
     test: str | None
+    before: Mapping[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; equal for jobs that find the same, wherever their output is."""
         settings = self.config.model_dump(mode="json", exclude={"output"})
-        return {"name": self.name, "kind": self.kind, "settings": settings, "test": self.test}
+        return {
+            "name": self.name, "kind": self.kind, "settings": settings, "test": self.test, "before": self.before
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], output: Path) -> Self:
         """The job again, with its output here."""
         config = RunConfig.from_dict({**values["settings"], "output": output})
-        return cls(values["name"], values["kind"], config, values["test"])
+        return cls(values["name"], values["kind"], config, values["test"], values["before"])
 
 
 @dataclass(frozen=True)

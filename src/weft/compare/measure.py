@@ -17,7 +17,7 @@ from weft.training.config import RunConfig
 from weft.training.folder import RunFolder
 from weft.training.full import load_whole, run_full
 from weft.training.job import run, uses_bf16
-from weft.training.task import Task
+from weft.training.task import Evaluation, Task
 
 _FILES = {"adapter": "adapter_model.safetensors", "full": "model.safetensors"}
 
@@ -57,7 +57,8 @@ def _base(job: Job, kind: type[Task]) -> Found:
 
 def _trained(job: Job, kind: type[Task]) -> Found:
     memory = PeakMemory()
-    result = (run_full if job.kind == "full" else run)(job.config, overwrite=True)
+    before = None if job.before is None else Evaluation(int(job.before["rows"]), job.before)
+    result = (run_full if job.kind == "full" else run)(job.config, overwrite=True, before=before)
     peak = memory.over_start()
     assert result.after is not None
     folder = RunFolder(result.folder)

@@ -20,12 +20,14 @@ from weft.training.config import RunConfig
 from weft.training.folder import RunFolder
 from weft.training.job import Learner, run_with, trainer_of, uses_bf16
 from weft.training.result import RunResult
-from weft.training.task import Task
+from weft.training.task import Evaluation, Task
 
 _WEIGHTS = "model.safetensors"
 
 
-def run_full(config: RunConfig, *, overwrite: bool = False, console: Console | None = None) -> RunResult:
+def run_full(
+    config: RunConfig, *, overwrite: bool = False, before: Evaluation | None = None, console: Console | None = None
+) -> RunResult:
     """Trains every parameter of the base that its task does not freeze; the settings of the adapter are not looked at.
 
     With ``bf16`` the weights stay in float32, as small updates are lost in bfloat16, and matrix products are computed
@@ -34,6 +36,7 @@ def run_full(config: RunConfig, *, overwrite: bool = False, console: Console | N
     Args:
         config: the settings.
         overwrite: replace a run that is there.
+        before: the evaluation of the base alone, where it is known already and need not be done.
         console: where to show progress; None shows nothing.
 
     Returns:
@@ -44,7 +47,7 @@ def run_full(config: RunConfig, *, overwrite: bool = False, console: Console | N
     """
     learner = _Whole(autocast=uses_bf16(config))
     whole = config.model_copy(update={"bf16": False})
-    return run_with(learner, whole, resume=False, overwrite=overwrite, console=console)
+    return run_with(learner, whole, resume=False, overwrite=overwrite, before=before, console=console)
 
 
 def load_whole(model: nn.Module, folder: Path) -> None:

@@ -35,7 +35,12 @@ __all__ = ["Learner", "run", "run_with", "trainer_of", "uses_bf16"]
 
 
 def run(
-    config: RunConfig, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    before: Evaluation | None = None,
+    console: Console | None = None,
 ) -> RunResult:
     """Trains an adapter as the settings say, and leaves everything in ``config.output``.
 
@@ -45,6 +50,7 @@ def run(
         config: the settings.
         resume: continue the run in ``config.output`` from its newest checkpoint, or from the start if it has none.
         overwrite: replace a run that is there.
+        before: the evaluation of the base alone, where it is known already and need not be done.
         console: where to show progress; None shows nothing.
 
     Raises:
@@ -54,7 +60,7 @@ def run(
         TrainingError: the run would train nothing, went wrong, or the disk did not take it. A run that fails before
             its first checkpoint leaves nothing behind.
     """
-    return run_with(_Adapter(), config, resume=resume, overwrite=overwrite, console=console)
+    return run_with(_Adapter(), config, resume=resume, overwrite=overwrite, before=before, console=console)
 
 
 class Learner(ABC):
@@ -113,7 +119,13 @@ class _Adapter(Learner):
 
 
 def run_with(
-    learner: Learner, config: RunConfig, *, resume: bool, overwrite: bool, console: Console | None
+    learner: Learner,
+    config: RunConfig,
+    *,
+    resume: bool,
+    overwrite: bool,
+    before: Evaluation | None,
+    console: Console | None,
 ) -> RunResult:
     """`run`, whatever learns; the same arguments and errors."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -137,7 +149,7 @@ def run_with(
         set_seed(config.seed)
         learner.prepare(task)
         with task.session(folder.scratch, console):
-            result = _train(learner, size, task, folder, console)
+            result = _train(learner, size, task, folder, before, console)
         shutil.rmtree(folder.scratch, ignore_errors=True)
         return result
     except Exception as error:
@@ -151,7 +163,12 @@ def run_with(
 
 
 def _train(
-    learner: Learner, size: tuple[int, float], task: Task, folder: RunFolder, console: Console | None
+    learner: Learner,
+    size: tuple[int, float],
+    task: Task,
+    folder: RunFolder,
+    before: Evaluation | None,
+    console: Console | None,
 ) -> RunResult:
     remove_incomplete(folder.checkpoints)
     checkpoint = latest(folder.checkpoints)
@@ -160,7 +177,7 @@ def _train(
     timer = StepTimer()
     bar = ProgressBar(console) if console is not None else None
     trainer = learner.trainer(task, folder, [timer, *([bar] if bar else [])])
-    before = _first_evaluation(task, folder, resumed=checkpoint is not None)
+    before = _first_evaluation(task, folder, before, resumed=checkpoint is not None)
     start = time.perf_counter()
     try:
         output = trainer.train(str(checkpoint) if checkpoint else None)
@@ -224,13 +241,13 @@ def trainer_of(
     return trainer
 
 
-def _first_evaluation(task: Task, folder: RunFolder, *, resumed: bool) -> Evaluation | None:
+def _first_evaluation(task: Task, folder: RunFolder, known: Evaluation | None, *, resumed: bool) -> Evaluation | None:
     """The base's evaluation; that of the first start, if the run was resumed. A new adapter changes nothing yet."""
     if task.eval_data is None:
         return None
     if resumed:
         return folder.evaluation(step=0)
-    found = task.evaluate()
+    found = task.evaluate() if known is None else known
     folder.log_evaluation(0, found)
     return found
 
