@@ -71,6 +71,7 @@ def test_diffusers_and_comfyuis_files_beside_the_adapter_are_the_adapter(dog: Pa
     ours = DiffusionPipeline.from_pretrained(place / "sd15")
     adapter = weft.load(dog / "adapter")
     weft.attach(parts_of(ours, "unet"), adapter)
+    assert weft.load(dog / "adapter" / WEIGHTS).provenance["base"] == str(place / "sd15")
     assert {path.rpartition(".")[2] for path in adapter.factors} == {"to_q", "to_k", "to_v", "0"}
     expected = computed(ours)
     for name in (WEIGHTS, "dog-comfyui.safetensors"):
@@ -172,6 +173,7 @@ def test_all_linear_and_all_layers_take_more_than_attention(place: Path) -> None
     [
         ({"prior_preservation": True}, "prior_preservation needs class_prompt"),
         ({"class_pictures": "dogs"}, "class_pictures are learned with prior_preservation only"),
+        ({"quantize": "8bit"}, "a pipeline cannot be held in 8bit"),
         ({"resolution": 100}, "resolution: expected .*multiple of 8"),
     ],
 )

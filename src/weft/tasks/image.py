@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weft.config import LoRA
 from weft.data.images import Picture, find_pictures
-from weft.model import collect
+from weft.formats import load
 from weft.model.new_folder import new_folder
 from weft.model.state import has_state
 from weft.tasks.image_data import LatentCollator, LatentDataset, encode_pictures, hold_out
@@ -95,7 +95,7 @@ class ImageTask(Task):
     def save_beside(self, folder: Path) -> None:
         """The adapter as diffusers and ComfyUI read it; without held-out pictures, also a grid of what it draws."""
         if has_state(self.model) and _is_plain(self.config):  # nothing is attached where the whole base learned
-            adapter = collect(self.model)
+            adapter = load(folder)
             adapter.save(folder, format="diffusers")
             if self._pipeline.denoiser == "unet":
                 adapter.save(self._comfyui(folder), format="kohya")

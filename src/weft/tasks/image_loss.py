@@ -162,13 +162,24 @@ class DenoisingLoss(nn.Module):
         squares = (predicted.float() - self.noise.target(latents, noise, levels)).square()  # (n, c, h, w)
         return squares.flatten(1).mean(1)
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Computes activations again in the backward pass, as the Trainer asks; never by reentering."""
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Computes activations again in the backward pass, as the Trainer asks; never by reentering.
+
+        Raises:
+            ConfigError: only some layers are to be computed again, or the rest to be kept elsewhere.
+        """
+        if every_n_layers != 1 or offload:
+            raise ConfigError("a pipeline's activations are computed again for every block, and nothing is offloaded")
         for name, part in self.named_children():
             if name == self._pipeline.denoiser:
                 part.enable_gradient_checkpointing()  # type: ignore[operator] # diffusers' models have it
             else:
-                part.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator] # transformers'
+                part.activation_checkpointing_enable(activation_checkpointing_kwargs)  # type: ignore[operator]
 
     def _conditions_of(self, prompt: Tensor) -> Conditions:
         """Of each row; each caption is encoded once."""

@@ -26,6 +26,9 @@ class ImageRun(RunConfig):
     base: str = Field(
         description="The base: a diffusers pipeline's folder, or its hub id. Stable Diffusion 1 and 2, SDXL, SD 3."
     )
+    stand_in: str = Field(
+        "stable-diffusion-1.5", description="What stands in for the base with --tiny: stable-diffusion-1.5, -xl or -3."
+    )
     train: str = Field(
         description="Pictures: a folder of them, alone or with a metadata.jsonl or .csv; or a table of files and "
         "captions."
@@ -73,11 +76,13 @@ class ImageRun(RunConfig):
     )
 
     @model_validator(mode="after")
-    def _names_the_class(self) -> Self:
+    def _can_be(self) -> Self:
         if self.prior_preservation and self.class_prompt is None:
             raise ConfigError("prior_preservation needs class_prompt, such as 'a photo of a dog'")
         if not self.prior_preservation and self.class_pictures is not None:
             raise ConfigError("class_pictures are learned with prior_preservation only; turn it on, or leave them out")
+        if self.quantize != "none":
+            raise ConfigError(f"quantize: a pipeline cannot be held in {self.quantize}; leave it out, or set bf16")
         return self
 
     def lora(self) -> LoRAConfig:

@@ -6,7 +6,6 @@ Every class, and every kind of layer, is that of the real pipeline; widths and d
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -21,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
+from tokenizers import AddedToken
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -114,14 +114,11 @@ def stable_diffusion_3() -> StableDiffusion3Pipeline:
 
 def clip_tokenizer(words: Sequence[str] = (), max_length: int = 77) -> CLIPTokenizer:
     """A tokenizer of CLIP's kind: the given words are one token each, all else is read sign by sign."""
-    signs = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789.,'-", *"".join(words)})
-    tokens = dict.fromkeys([*signs, *(f"{sign}</w>" for sign in signs)])
-    merges = {(word[:end], word[end]): None for word in words for end in range(1, len(word) - 1)}
-    merges |= dict.fromkeys((word[:-1], f"{word[-1]}</w>") for word in words if len(word) > 1)
-    tokens |= dict.fromkeys("".join(pair) for pair in merges)
-    vocabulary = {token: number for number, token in enumerate([*tokens, _START, _END])}
-    pairs: Any = list(merges)  # declared as texts, and taken as pairs too
-    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=max_length)
+    signs = "abcdefghijklmnopqrstuvwxyz0123456789.,'-"
+    tokens = [*signs, *(f"{sign}</w>" for sign in signs), _START, _END]
+    tokenizer = CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, model_max_length=max_length)
+    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])
+    return tokenizer
 
 
 def draw_pictures(folder: Path, count: int = 5, size: int = SIZE) -> None:
@@ -138,12 +135,12 @@ def draw_pictures(folder: Path, count: int = 5, size: int = SIZE) -> None:
 
 
 def _text_config(projection: int | None) -> CLIPTextConfig:
-    tokens = len(clip_tokenizer())
+    tokenizer = clip_tokenizer()
     return CLIPTextConfig(
-        vocab_size=tokens,
-        bos_token_id=tokens - 2,
-        eos_token_id=tokens - 1,
-        pad_token_id=tokens - 1,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=2,
