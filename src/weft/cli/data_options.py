@@ -29,8 +29,10 @@ MaxLength = Annotated[
 ]
 
 
-def held_out(base: "Base", data: str, split: str, columns: "Columns", max_length: int | None) -> "TextDataset":
-    """The rows that the options describe, as the base's tokens.
+def held_out(
+    base: "Base", data: str, split: str, columns: "Columns", max_length: int | None, prompt: str = "{input}"
+) -> "TextDataset":
+    """The rows that the options describe, as the base's tokens; `prompt` is the wording of `load_text`.
 
     Raises:
         ConfigError: rows longer than the base's context are asked for.
@@ -42,4 +44,6 @@ def held_out(base: "Base", data: str, split: str, columns: "Columns", max_length
     context = context_length(base.model)
     if max_length is not None and context is not None and max_length > context:
         raise ConfigError(f"--max-length: {max_length} tokens are more than the base's context holds ({context})")
-    return load_text(data, base.tokenizer, split=split, columns=columns, max_length=max_length or context)
+    return load_text(
+        data, base.tokenizer, split=split, columns=columns, prompt=prompt, max_length=max_length or context
+    )

@@ -1,7 +1,7 @@
 """``weft eval``: the base, and each adapter on it, on held-out rows, in one table."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +11,13 @@ from weft.cli import data_options as options
 from weft.cli.adapters import adapter_path
 from weft.cli.output import errors, print_json, quiet_transformers, results, table
 from weft.cli.quantize import Quantization
+from weft.tasks.settings.text import TextRun
 from weft.training.config import DEFAULT_TASK, Quantize, RunConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from weft.data.text import Columns
     from weft.training.task import Evaluation, Metric
 
 
@@ -46,7 +48,8 @@ def evaluate(
     """Evaluate the base and each adapter on held-out rows: loss, and the metrics of the task.
 
     If the first adapter is a run's folder, its settings say what the task is, and how rows are read; the base is then
-    the run's too. Else it is text, on the base and with the columns that the options name.
+    the run's too. Of text, the base is that of the options; so are the columns, where they are given, and else the
+    run's, as are the wording of prompts and the search for answers.
     """
     import weft
     from weft.training.task import metric_rows
@@ -57,7 +60,8 @@ def evaluate(
     held = quantize.setting if quantize is not None else kept.quantize if kept is not None else "none"
     if kept is None or kept.task == DEFAULT_TASK:
         columns = (messages_column, prompt_column, completion_column, text_column)
-        subject = _text(base, held, data, split, columns, max_length, generate_rows, max_new_tokens, batch_size)
+        run = kept if isinstance(kept, TextRun) else None
+        subject = _text(base, run, held, data, split, columns, max_length, generate_rows, max_new_tokens, batch_size)
     else:
         base = kept.base
         subject = _of_run(kept, held, data, split)
@@ -110,6 +114,7 @@ def _of_run(kept: RunConfig, quantize: Quantize, data: str, split: str) -> _Subj
 
 def _text(
     base: str,
+    kept: TextRun | None,
     quantize: Quantize,
     data: str,
     split: str,
@@ -119,14 +124,18 @@ def _text(
     max_new_tokens: int,
     batch_size: int,
 ) -> _Subject:
-    from weft.data.text import Columns
+    from weft.data.text import INPUT
     from weft.tasks import evaluate as evaluate_model
     from weft.tasks.generation import Decoding
     from weft.tasks.text import TextTask
     from weft.training import load_base
 
     loaded = load_base(base, quantize=quantize)
-    dataset = options.held_out(loaded, data, split, Columns(*columns), max_length)
+    prompt, decoding = INPUT, Decoding(max_new_tokens)
+    if kept is not None:
+        prompt = kept.prompt_template or INPUT
+        decoding = Decoding(max_new_tokens, kept.num_beams, kept.length_penalty, kept.no_repeat_ngram_size)
+    dataset = options.held_out(loaded, data, split, _columns(columns, kept), max_length, prompt)
 
     def evaluate_text() -> "Evaluation":
         return evaluate_model(
@@ -135,7 +144,18 @@ def _text(
             dataset,
             batch_size=batch_size,
             generate_rows=generate_rows,
-            decoding=Decoding(max_new_tokens),
+            decoding=decoding,
         )
 
     return _Subject(loaded.model, evaluate_text, TextTask.metrics, dataset.report)
+
+
+def _columns(given: tuple[str, ...], kept: TextRun | None) -> "Columns":
+    """The names that the options give; those that they leave as they are from the run, if there is one."""
+    from weft.data.text import Columns
+
+    if kept is None:
+        return Columns(*given)
+    usual = astuple(Columns())
+    of_run = (kept.messages_column, kept.prompt_column, kept.completion_column, kept.text_column)
+    return Columns(*(own if name == plain else name for name, plain, own in zip(given, usual, of_run, strict=True)))

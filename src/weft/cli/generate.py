@@ -59,9 +59,16 @@ class Answer:
 
 @dataclass
 class Voice:
-    """One voice: the base under an adapter (None: alone), and in a conversation what it has heard and said."""
+    """One voice: the base under an adapter (None: alone), and in a conversation what it has heard and said.
+
+    Attributes:
+        adapter: the adapter's name.
+        template: the chat template that it was trained with, if not the base's own.
+        messages: heard and said so far.
+    """
 
     adapter: str | None
+    template: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -84,7 +91,11 @@ def generate(
     ] = None,
     chat: Annotated[
         bool,
-        typer.Option("--chat", help="Speak through the base's chat template; without --prompt, a turn for each line."),
+        typer.Option(
+            "--chat",
+            help="Speak through the chat template: the base's, or one beside an adapter. Without --prompt, a turn for "
+            "each line.",
+        ),
     ] = False,
     system: Annotated[str | None, typer.Option(help="The system message of a chat.", show_default=False)] = None,
     with_base: Annotated[bool, typer.Option("--with-base", help="Let the base answer too, without adapters.")] = False,
@@ -124,7 +135,8 @@ def generate(
     resident = _load(base, paths, device, quantize.setting, any_base)
     names = [*([None] if with_base or not paths else []), *paths]
     start = [{"role": "system", "content": system}] if system is not None else []
-    voices = [Voice(adapter_name, list(start)) for adapter_name in names]
+    templates = {each: _template_beside(path) for each, path in paths.items()}
+    voices = [Voice(each, templates[each] if each else None, list(start)) for each in names]
     turns = []
     for text in prompts:
         answers = _turn(resident, voices, text, chat, sampling, quiet=as_json)
@@ -187,7 +199,7 @@ def _turn(
     with _display([voice.title for voice in voices], quiet) as show:
         for place, voice in enumerate(voices):
             voice.messages.append({"role": "user", "content": text})
-            ids = _encode(resident, voice.messages if chat else text)
+            ids = _encode(resident, voice.messages if chat else text, voice.template)
             answer = _answer(resident, voice.adapter, ids, sampling, partial(show, place))
             voice.messages.append({"role": "assistant", "content": answer.text})
             answers.append(answer)
@@ -220,8 +232,14 @@ def _display(titles: list[str], quiet: bool) -> Iterator[Callable[[int, str], No
         yield append
 
 
-def _encode(resident: "Base", prompt: str | list[dict[str, str]]) -> list[int]:
-    """The token ids of a prompt, or of a conversation through the chat template.
+def _template_beside(adapter: Path) -> str | None:
+    """The chat template beside an adapter, which `weft train --task instruct` leaves where it is not the base's."""
+    path = adapter / "chat_template.jinja"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _encode(resident: "Base", prompt: str | list[dict[str, str]], template: str | None) -> list[int]:
+    """The token ids of a prompt, or of a conversation through a chat template: the base's own for None.
 
     Raises:
         ConfigError: the base has no chat template, or it refuses the conversation.
@@ -229,14 +247,14 @@ def _encode(resident: "Base", prompt: str | list[dict[str, str]]) -> list[int]:
     tokenizer = resident.tokenizer
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    if not tokenizer.chat_template:
+    if not (template or tokenizer.chat_template):
         raise ConfigError(f"chat: the base {resident.name!r} has no chat template; leave out --chat")
     from jinja2.exceptions import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(prompt, chat_template=template, add_generation_prompt=True, tokenize=False)
     except TemplateError as error:
-        raise ConfigError(f"chat: the base's chat template refuses these messages: {error}") from error
+        raise ConfigError(f"chat: the chat template refuses these messages: {error}") from error
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return list(ids)
 
