@@ -47,7 +47,7 @@ def resize_with_costs(
     """
     limit = Limit(rank, energy, error)
     if not adapter.factors:
-        raise ConfigError("this adapter has no factors, only tensors trained whole; there is no rank to reduce")
+        raise ConfigError("this adapter has no factors; there is no rank to reduce")
     require_finite(adapter, name or "the adapter")
     present = max(value.rank for value in adapter.factors.values())
     if limit.rank is not None and limit.rank > present:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -51,15 +51,17 @@ class AdapterNumbers:
     Attributes:
         modules: of each factor pair, in the order of their blocks.
         tensors: name -> bytes of the tensors trained whole.
+        companions: path -> bytes of the small modules beside layers.
     """
 
     modules: tuple[ModuleNumbers, ...]
     tensors: Mapping[str, int]
+    companions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """The size of everything that was trained."""
-        return sum(m.nbytes for m in self.modules) + sum(self.tensors.values())
+        return sum(m.nbytes for m in self.modules) + sum(self.tensors.values()) + sum(self.companions.values())
 
     @property
     def norm(self) -> float:
@@ -103,7 +105,11 @@ def inspect(adapter: Adapter) -> AdapterNumbers:
                 0 if shared else nbytes,
             )
         )
-    return AdapterNumbers(tuple(modules), {name: tensor.nbytes for name, tensor in adapter.tensors.items()})
+    companions: dict[str, int] = {}
+    for key, tensor in adapter.companions.items():
+        path = key.rpartition(".")[0]
+        companions[path] = companions.get(path, 0) + tensor.nbytes
+    return AdapterNumbers(tuple(modules), {name: t.nbytes for name, t in adapter.tensors.items()}, companions)
 
 
 def _in_order(path: str) -> list[tuple[int, str]]:
@@ -114,6 +120,7 @@ def _in_order(path: str) -> list[tuple[int, str]]:
 def _check_finite(adapter: Adapter) -> None:
     tensors = {f"{path} ({name})": getattr(f, name) for path, f in adapter.factors.items() for name in "BA"}
     tensors |= {f"{path} (magnitude)": m for path, m in adapter.magnitudes.items()}
+    tensors |= adapter.companions
     bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
         raise ConfigError(

@@ -270,14 +270,18 @@ def _answer(
     import torch
     from transformers import GenerationConfig, TextStreamer
 
-    from weft.data.text import context_length, pad_id
-    from weft.model import activate, adapter_names
+    from weft.data.prompts import lay_prompt
+    from weft.data.text import beginnings, context_length, pad_id
+    from weft.model import activate, adapter_names, prompt_ids
     from weft.tasks.generation import end_ids
 
     model, tokenizer = resident.model, resident.tokenizer
     limit = context_length(model)
     if not ids:
         raise ConfigError("prompt: it holds no tokens; give some text")
+    if adapter_names(model):
+        activate(model, adapter)
+    ids = lay_prompt(prompt_ids(model), ids, beginnings(tokenizer))
     if limit is not None and len(ids) >= limit:
         raise ConfigError(f"prompt: {len(ids)} tokens, and the base reads at most {limit}; shorten it")
 
@@ -296,8 +300,6 @@ def _answer(
         eos_token_id=end_ids(model, tokenizer),
         **chosen,
     )
-    if adapter_names(model):
-        activate(model, adapter)
     torch.manual_seed(sampling.seed)
     prompt = torch.tensor([ids], device=model.device)
     started = time.perf_counter()

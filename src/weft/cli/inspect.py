@@ -232,6 +232,7 @@ def _document(path: Path, format_name: str, adapter: "Adapter", numbers: "Adapte
             for m in numbers.modules
         ],
         "tensors": dict(numbers.tensors),
+        "companions": dict(numbers.companions),
     }
 
 
@@ -253,10 +254,13 @@ def _facts(path: Path, format_name: str, adapter: "Adapter") -> dict[str, str]:
         else "none: any base with these shapes is taken",
         **{key: str(value) for key, value in adapter.provenance.items() if key != "base"},
         **{key: str(value) for key, value in adapter.config.to_dict().items() if value not in (None, [], {}, "none")},
+        **({"companions": ", ".join(map(repr, adapter.config.companions))} if adapter.config.companions else {}),
     }
 
 
 def _show(facts: Mapping[str, str], adapter: "Adapter", numbers: "AdapterNumbers", each: bool) -> None:
+    from weft.patterns import open_index
+
     console = results()
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -281,6 +285,11 @@ def _show(facts: Mapping[str, str], adapter: "Adapter", numbers: "AdapterNumbers
         )
     for name, nbytes in numbers.tensors.items():
         rows.append((name, "1", *[""] * (len(rows[0]) - 3), size(nbytes)))
+    beside: dict[str, list[int]] = {}
+    for path, nbytes in numbers.companions.items():
+        beside.setdefault(path if each else open_index(path), []).append(nbytes)
+    for name, sizes in beside.items():
+        rows.append((name, str(len(sizes)), *[""] * (len(rows[0]) - 3), size(sum(sizes))))
     console.print(table(rows, right=rows[0][1:]))
     console.print(
         f"{adapter.num_parameters:,} parameters in {len(numbers.modules)} modules, {size(numbers.nbytes)}; "

@@ -1,16 +1,18 @@
 """Packed batches: the rows of a batch end to end in one, without padding."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from weft.data.prompts import Lay, Rows, lay_none
 from weft.data.text import IGNORED
 
 
+@dataclass(frozen=True)
 class PackedCollator:
-    """Lays the rows of a batch end to end.
+    """Lays the rows of a batch end to end; `lay` puts a prompt into each before.
 
     Returns, for rows of L_1 ... L_S tokens and T of these together:
         input_ids: (1, T), int64.
@@ -20,7 +22,10 @@ class PackedCollator:
             of it (`weft.training.packing`) may be given it; any other refuses its dtype.
     """
 
-    def __call__(self, rows: list[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+    lay: Lay = lay_none
+
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        rows = self.lay(rows)
         lengths = [len(row["input_ids"]) for row in rows]
         return {
             "input_ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]),

@@ -6,7 +6,7 @@ generation will see.
 
 import random
 from array import array
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weft.data.chat import chat_segments
+from weft.data.prompts import Lay, Rows, lay_none
 from weft.data.rows import Row, read_rows
 from weft.errors import ConfigError, DataError, nearest
 
@@ -264,14 +265,16 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads a batch of rows on the right.
+    """Pads a batch of rows on the right; `lay` puts a prompt into each before.
 
     Returns input_ids, attention_mask (0 on padding) and labels (`IGNORED` on padding), each (rows, longest), int64.
     """
 
     pad_id: int
+    lay: Lay = lay_none
 
-    def __call__(self, rows: list[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        rows = self.lay(rows)
         ids = [row["input_ids"] for row in rows]
         return {
             "input_ids": padded(ids, self.pad_id),
@@ -291,6 +294,11 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     assert isinstance(padding, int)
     return padding
+
+
+def beginnings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that mark the beginning of a row, behind which a prompt stands."""
+    return tuple(i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if isinstance(i, int))
 
 
 def completed(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Example:

@@ -5,11 +5,12 @@ from weft.model.collect import collect
 from weft.model.extract import extract
 from weft.model.merge import MergeReport, merge, merged, unmerge
 from weft.model.plan import Plan, PlannedCompanion, PlannedModule, plan
-from weft.model.prompt import prompt_ids, with_prompt
+from weft.model.prompt import LayPrompt, prompt_ids, with_prompt
 from weft.model.state import adapter_names, base_fingerprint, trainable_parameters
 from weft.model.switch import activate, active
 
 __all__ = [
+    "LayPrompt",
     "MergeReport",
     "Plan",
     "PlannedCompanion",

@@ -84,9 +84,15 @@ def merge_checkpoint(
         ConfigError: `output` is in use, or is part of the base.
         BaseMismatchError: the adapter was made for another base.
         BindingError: entries of the adapter that did not fit the model or the files; all are listed.
-        MergeError: a tied weight that the adapter does not change alike, or a weight that overflows.
+        MergeError: companions, a tied weight that the adapter does not change alike, or a weight that overflows.
         FormatError: the disk did not take the files.
     """
+    if adapter.companions:
+        names = " and ".join(companion.name for companion in adapter.config.companions)
+        raise MergeError(
+            f"cannot merge; nothing was written: the adapter has a companion ({names}), which changes outputs by what "
+            "they are, and no weight can; attach it instead"
+        )
     source = base.checkpoint
     check_output(output, overwrite, keep=[source.folder])
     base.check(adapter, any_base=any_base)

@@ -1,31 +1,36 @@
 """The prompt of an attached adapter, laid before the ids of a row."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from weft.companions.prompt import PromptLayer, PromptPart
-from weft.data.prompts import lay_prompt
+from weft.config import Prompt
+from weft.data.prompts import Rows, lay_labels, lay_prompt
 from weft.errors import StateError
 from weft.model.modules import adapted_modules
-from weft.model.state import require_adapter, state_of
+from weft.model.state import has_state, require_adapter, state_of
 
 
 def prompt_ids(model: nn.Module, name: str | None = None) -> range:
-    """The ids that stand for an adapter's prompt: those after the input embedding's own. Empty if it has none.
+    """The ids that stand for an adapter's prompt: those after the input embedding's own. Empty if there is none.
 
     Args:
         model: a model with adapters attached.
         name: the adapter; None for the active one that has a prompt.
 
     Raises:
-        StateError: nothing is attached, or not under this name.
+        StateError: no adapter of this name is attached.
     """
+    if name is None and not has_state(model):
+        return range(0)
     state = state_of(model)
     names = list(state.active) if name is None else [name]
     for each in names:
         require_adapter(state, each)
-    for path, module in adapted_modules(model):
+    names = [each for each in names if any(isinstance(c, Prompt) for c in state.adapters[each].config.companions)]
+    for path, module in adapted_modules(model) if names else ():
         part = next((module.adapters[each] for each in names if each in module.adapters), None)
         if isinstance(module, PromptLayer) and isinstance(part, PromptPart):
             first = model.get_submodule(path.rpartition(".")[0]).num_embeddings
@@ -35,7 +40,7 @@ def prompt_ids(model: nn.Module, name: str | None = None) -> range:
 
 
 def with_prompt(
-    model: nn.Module, ids: Sequence[int], name: str | None = None, *, special: Container[int] = ()
+    model: nn.Module, ids: Sequence[int], name: str | None = None, *, special: Collection[int] = ()
 ) -> list[int]:
     """The ids of one row, not padded, with the prompt of an attached adapter before them.
 
@@ -56,3 +61,31 @@ def with_prompt(
             "LoRAConfig(companions=(Prompt(length=20),)), or activate it"
         )
     return lay_prompt(prompt, ids, special)
+
+
+@dataclass(frozen=True, eq=False)
+class LayPrompt:
+    """Lays the prompt of the active adapter, if it has one, into the rows of a batch: what a collator calls.
+
+    Attributes:
+        model: the model.
+        special: as in `with_prompt`.
+        ignored: the label of what is not learned, where the rows have a label for each id; None where they have none.
+    """
+
+    model: nn.Module
+    special: Collection[int] = ()
+    ignored: int | None = None
+
+    def __call__(self, rows: Rows) -> Rows:
+        prompt = prompt_ids(self.model)
+        if not prompt:
+            return rows
+        laid = []
+        for row in rows:
+            ids = row["input_ids"]
+            new = {**row, "input_ids": lay_prompt(prompt, ids, self.special)}
+            if self.ignored is not None:
+                new["labels"] = lay_labels(len(prompt), ids, row["labels"], self.ignored, self.special)
+            laid.append(new)
+        return laid

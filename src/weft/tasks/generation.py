@@ -13,7 +13,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from weft.data.text import context_length, pad_id
+from weft.data.prompts import lay_prompt
+from weft.data.text import beginnings, context_length, pad_id
+from weft.model import prompt_ids
 from weft.training.mode import evaluating
 
 
@@ -50,15 +52,19 @@ def generate_texts(
     Args:
         model: a causal language model, or an encoder-decoder; its mode and the random state are left as they are.
         tokenizer: the model's.
-        prompts: token ids. A decoder's prompt that leaves no room for an answer in its context loses its left.
+        prompts: token ids. A decoder's prompt that leaves no room for an answer in its context loses its left. What
+            the active adapter has learned as a prompt is laid before each.
         decoding: how tokens are chosen.
         batch_size: prompts at a time; those of like length meet.
     """
     encodes, limit, most = model.config.is_encoder_decoder, context_length(model), decoding.max_new_tokens
     kept = [list(prompt) for prompt in prompts]
+    learned = prompt_ids(model)
     if limit is not None:
-        most = min(most, limit - 1)
-        kept = kept if encodes else [prompt[-max(1, limit - most) :] for prompt in kept]
+        room = max(2, limit - len(learned))
+        most = min(most, room - 1)
+        kept = kept if encodes else [prompt[-max(1, room - most) :] for prompt in kept]
+    kept = [lay_prompt(learned, prompt, beginnings(tokenizer)) for prompt in kept]
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=most,

@@ -25,6 +25,7 @@ from weft.data.lengths import KnowsLengths
 from weft.data.packed import PackedCollator
 from weft.data.text import IGNORED, TextDataset
 from weft.errors import TrainingError
+from weft.model import prompt_ids
 from weft.training.checkpoint import require_latest
 from weft.training.logits import keeps_logits, with_learned_logits
 from weft.training.packing import obstacle, packing
@@ -185,7 +186,7 @@ class CheckedTrainer(Trainer, ABC):
     def _packable(self) -> PreTrainedModel:
         """The model, if it can take packed batches."""
         longest = self.train_dataset.longest if isinstance(self.train_dataset, TextDataset) else sys.maxsize
-        reason = obstacle(self.module, longest)
+        reason = obstacle(self.module, longest + len(prompt_ids(self.module)))
         if reason is not None or not isinstance(self.module, PreTrainedModel):
             raise TrainingError(
                 f"the model cannot take packed batches: {reason}; use weft.data.text.Collator as the data collator"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from weft.config import LoRAConfig
+from weft.config import LoRAConfig, Prompt
 from weft.errors import ConfigError, nearest
 from weft.registry import Registry
 
@@ -154,6 +154,11 @@ class RunConfig(BaseModel, ABC):
     def has_eval(self) -> bool:
         """Whether there is held-out data."""
         return self.eval is not None or self.eval_share is not None
+
+    @property
+    def prompt_length(self) -> int:
+        """Learned vectors before each row: those of the companion "prompt"."""
+        return sum(companion.length for companion in self.lora().companions if isinstance(companion, Prompt))
 
     def lora(self) -> LoRAConfig:
         """The configuration of the adapter."""

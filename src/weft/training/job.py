@@ -6,6 +6,7 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from weft.analysis.plots import plot_losses, plot_metrics
 from weft.errors import ConfigError, TrainingError
-from weft.model import attach, collect, plan
+from weft.model import active, adapter_names, attach, collect, plan
 from weft.training.allocator import keep_freed_memory
 from weft.training.arguments import arguments, optional_callbacks
 from weft.training.card import card
@@ -242,12 +243,14 @@ def trainer_of(
 
 
 def _first_evaluation(task: Task, folder: RunFolder, known: Evaluation | None, *, resumed: bool) -> Evaluation | None:
-    """The base's evaluation; that of the first start, if the run was resumed. A new adapter changes nothing yet."""
+    """The base's evaluation; that of the first start, if the run was resumed."""
     if task.eval_data is None:
         return None
     if resumed:
         return folder.evaluation(step=0)
-    found = task.evaluate() if known is None else known
+    # A new adapter changes nothing yet, but for a prompt, which stands in the rows while it is active.
+    with active(task.model, None) if adapter_names(task.model) else nullcontext():
+        found = task.evaluate() if known is None else known
     folder.log_evaluation(0, found)
     return found
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weft.data.packed import PackedCollator
-from weft.data.text import IGNORED, Collator, TextDataset, pad_id
+from weft.data.text import IGNORED, Collator, TextDataset, beginnings, pad_id
+from weft.model import LayPrompt, prompt_ids
 from weft.training.frozen_cache import Collate, FrozenCache
 from weft.training.logits import keeps_logits, learned_positions
 from weft.training.mode import evaluating
@@ -61,8 +62,9 @@ class RowScorer:
     ) -> None:
         self._model, self._dataset = model, dataset
         self._lengths = [sum(label != IGNORED for label in each.labels[1:]) for each in dataset.examples]
-        self._packed = obstacle(model, dataset.longest) is None
-        collate: Collate = PackedCollator() if self._packed else Collator(pad_id(tokenizer))
+        self._packed = obstacle(model, dataset.longest + len(prompt_ids(model))) is None
+        lay = LayPrompt(model, beginnings(tokenizer), IGNORED)
+        collate: Collate = PackedCollator(lay) if self._packed else Collator(pad_id(tokenizer), lay)
         self._collate = collate if cache is None else cache.collator(collate)
         self._head = head_of(model)
         order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i].input_ids))

@@ -17,7 +17,7 @@ from weft.errors import TrainingError
 from weft.model import collect, trainable_parameters
 from weft.model.modules import adapted_modules
 from weft.model.state import state_of
-from weft.nn import Factors
+from weft.nn import CompanionPart, Factors
 from weft.training.checked_trainer import CheckedTrainer
 from weft.training.checkpoint import load_state, save_state
 from weft.training.nested import Nesting
@@ -134,6 +134,8 @@ class AdapterTrainer(CheckedTrainer):
                     continue
                 if isinstance(part, Factors):  # A gets one too, but zero while B is
                     learns = all(p.grad is not None for p in (part.lora_B, part.magnitude) if p is not None)
+                elif isinstance(part, CompanionPart):  # a prompt that stands in no row gets one, of zeros
+                    learns = any(p.grad is not None and bool(p.grad.any()) for p in part.parameters())
                 else:
                     learns = any(parameter.grad is not None for parameter in part.parameters())
                 if not learns:
