@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from companions.cases import FAMILY
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 from typer.testing import CliRunner
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 import weft
 from weft import Bottleneck, LoRAConfig, Prefix, Prompt
 from weft.cli import app
+from weft.data.classification import ClassCollator
 from weft.data.packed import PackedCollator
+from weft.data.seq2seq import Seq2SeqCollator
 from weft.data.text import IGNORED, Collator
 from weft.errors import ConfigError, TrainingError
 from weft.model import LayPrompt
@@ -92,6 +95,26 @@ def test_a_prompt_is_laid_with_labels_that_learn_the_same_tokens(model: LlamaFor
         assert Collator(0, lay)(rows)["input_ids"].shape == (2, 3)
 
 
+def test_a_prompt_is_laid_before_sources_and_texts_too() -> None:
+    config = LoRAConfig(targets=(), companions=(Prompt(length=2),))
+    t5, bert = (weft.attach(FAMILY[name].base(), config) for name in ("t5", "bert"))
+    pair = Seq2SeqCollator(0, LayPrompt(t5))([{"input_ids": [5, 6], "labels": [7, 8]}])
+    assert {key: value.tolist() for key, value in pair.items()} == {
+        "input_ids": [[32, 33, 5, 6]], "attention_mask": [[1, 1, 1, 1]], "labels": [[7, 8]]
+    }  # fmt: skip
+    text = ClassCollator(0, LayPrompt(bert, (5,)))(
+        [{"input_ids": [5, 6, 7], "labels": 1, "token_type_ids": [0, 0, 1]}, {"input_ids": [5], "labels": 0,
+         "token_type_ids": [0]}]
+    )  # fmt: skip
+    assert text["input_ids"].tolist() == [[5, 32, 33, 6, 7], [5, 32, 33, 0, 0]]
+    assert text["token_type_ids"].tolist() == [[0, 0, 0, 0, 1], [0] * 5]
+    assert text["labels"].tolist() == [1, 0]
+    t5.config.decoder_start_token_id = 0
+    with torch.no_grad():
+        assert t5(**pair).loss.isfinite()
+        assert bert(**text).loss.isfinite()
+
+
 def test_a_prompt_that_no_row_has_is_an_error(model: LlamaForCausalLM, tmp_path: Path) -> None:
     weft.attach(model, LoRAConfig(rank=2, companions=(Prefix(length=2), Bottleneck(width=2), Prompt(length=2))))
     rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 2
@@ -105,9 +128,9 @@ def test_a_prompt_that_no_row_has_is_an_error(model: LlamaForCausalLM, tmp_path:
 
 def test_the_context_has_to_hold_the_prompt_too(settings: dict[str, Any]) -> None:
     long = {"companions": ({"name": "prompt", "length": 90},)}
-    with pytest.raises(ConfigError, match=r"max_length: 20 tokens beside a prompt of 90 are more than .* \(96\)"):
+    with pytest.raises(ConfigError, match=r"max_length: 20 tokens are more than .* beside a prompt of 90 \(6\)"):
         run(TextRun(**settings | long | {"max_length": 20}))
-    with pytest.raises(ConfigError, match=r"context \(96 tokens\) has no room for a row beside a prompt of 96"):
+    with pytest.raises(ConfigError, match=r"a prompt of 96 leaves no room for a row in the base's context \(96"):
         run(TextRun(**settings | {"companions": ({"name": "prompt", "length": 96},)}))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from weft.data.prompts import Lay, Rows, lay_none
 from weft.data.rows import Row, read_rows
 from weft.data.text import LongRows, filled, missing, none_left, padded, split_rows, too_long
 from weft.errors import DataError, nearest
@@ -240,15 +241,17 @@ def encoded_texts(
 
 @dataclass(frozen=True)
 class ClassCollator:
-    """Pads a batch of rows on the right.
+    """Pads a batch of rows on the right; `lay` puts a prompt into each before.
 
     Returns input_ids, attention_mask (0 on padding) and, where the tokenizer makes them, token_type_ids, each
     (rows, longest), and labels, (rows), all int64.
     """
 
     pad_id: int
+    lay: Lay = lay_none
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        rows = self.lay(rows)
         batch = {
             "input_ids": padded([row["input_ids"] for row in rows], self.pad_id),
             "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),

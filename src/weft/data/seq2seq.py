@@ -1,7 +1,7 @@
 """Pairs for encoder-decoder models: the encoder reads the source, the decoder learns the target."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from weft.data.pairs import PairColumns, read_pairs, shortened
+from weft.data.prompts import Lay, Rows, lay_none
 from weft.data.text import (
     IGNORED,
     INPUT,
@@ -116,15 +117,17 @@ def load_seq2seq(
 
 @dataclass(frozen=True)
 class Seq2SeqCollator:
-    """Pads a batch of pairs on the right.
+    """Pads a batch of pairs on the right; `lay` puts a prompt into each source before.
 
     Returns input_ids and attention_mask (0 on padding), each (rows, longest source), and labels (`IGNORED` on
     padding), (rows, longest target), int64. The model makes the decoder's input of the labels.
     """
 
     pad_id: int
+    lay: Lay = lay_none
 
-    def __call__(self, rows: list[Mapping[str, list[int]]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Rows) -> dict[str, Tensor]:
+        rows = self.lay(rows)
         ids = [row["input_ids"] for row in rows]
         return {
             "input_ids": padded(ids, self.pad_id),

@@ -7,7 +7,7 @@ from torch import nn
 
 from weft.companions.prompt import PromptLayer, PromptPart
 from weft.config import Prompt
-from weft.data.prompts import Rows, lay_labels, lay_prompt
+from weft.data.prompts import Rows, head_of, lay_at, lay_labels, lay_prompt
 from weft.errors import StateError
 from weft.model.modules import adapted_modules
 from weft.model.state import has_state, require_adapter, state_of
@@ -83,9 +83,11 @@ class LayPrompt:
             return rows
         laid = []
         for row in rows:
-            ids = row["input_ids"]
-            new = {**row, "input_ids": lay_prompt(prompt, ids, self.special)}
+            head = head_of(row["input_ids"], self.special)
+            new = {**row, "input_ids": lay_at(head, prompt, row["input_ids"])}
             if self.ignored is not None:
-                new["labels"] = lay_labels(len(prompt), ids, row["labels"], self.ignored, self.special)
+                new["labels"] = lay_labels(head, len(prompt), row["labels"], self.ignored)
+            if "token_type_ids" in row:  # of two texts, the prompt stands in the first
+                new["token_type_ids"] = lay_at(head, [0] * len(prompt), row["token_type_ids"])
             laid.append(new)
         return laid

@@ -19,10 +19,12 @@ from weft.data.classification import (
     learned_names,
     read_labeled,
 )
-from weft.data.text import pad_id
+from weft.data.text import beginnings, pad_id
 from weft.errors import ConfigError
+from weft.model import LayPrompt
 from weft.tasks.class_metrics import CLASS_METRICS, MATTHEWS, class_scores
 from weft.tasks.classifiers import Classifier, in_order_of, load_classifier, load_tokenizer
+from weft.tasks.context import room, too_long_rows
 from weft.tasks.settings.classify import ClassifyRun
 from weft.training.base import BUNDLED
 from weft.training.mode import evaluating
@@ -103,7 +105,7 @@ class ClassifyTask(Task):
 
     @property
     def collator(self) -> Callable[[list[Any]], dict[str, Tensor]]:
-        return ClassCollator(pad_id(self.tokenizer))
+        return ClassCollator(pad_id(self.tokenizer), LayPrompt(self.model, beginnings(self.tokenizer)))
 
     @property
     def loss(self) -> Callable[[Any, Tensor, Tensor | int | None], Tensor]:
@@ -209,7 +211,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _max_length(config: ClassifyRun, classifier: Classifier) -> int | None:
-    context = classifier.context
+    context = room(config, classifier.context)
     if config.max_length is not None and context is not None and config.max_length > context:
-        raise ConfigError(f"max_length: {config.max_length} tokens are more than the base's context holds ({context})")
+        raise too_long_rows(config.max_length, config, context)
     return context if config.max_length is None else config.max_length

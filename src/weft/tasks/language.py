@@ -12,9 +12,11 @@ from torch import Tensor
 
 from weft.data.packed import PackedCollator
 from weft.data.seq2seq import Seq2SeqCollator, Seq2SeqDataset
-from weft.data.text import Collator, TextDataset, context_length, pad_id
+from weft.data.text import IGNORED, Collator, TextDataset, beginnings, context_length, pad_id
 from weft.errors import ConfigError
 from weft.memory import Sketch
+from weft.model import LayPrompt
+from weft.tasks.context import room, too_long_rows
 from weft.tasks.generation import Decoding
 from weft.tasks.language_sketch import language_sketch
 from weft.tasks.seq2seq_evaluation import evaluate_seq2seq
@@ -83,10 +85,12 @@ class LanguageTask(Task, ABC):
 
     @property
     def collator(self) -> Callable[[list[Any]], dict[str, Tensor]]:
-        padding = pad_id(self.base.tokenizer)
+        tokenizer = self.base.tokenizer
+        padding, starts = pad_id(tokenizer), beginnings(tokenizer)
         if isinstance(self.train_data, Seq2SeqDataset):
-            return Seq2SeqCollator(padding)
-        collate = PackedCollator() if self.config.batching == "packed" else Collator(padding)
+            return Seq2SeqCollator(padding, LayPrompt(self.model, starts))
+        lay = LayPrompt(self.model, starts, IGNORED)
+        collate = PackedCollator(lay) if self.config.batching == "packed" else Collator(padding, lay)
         return collate if self._cache is None else self._cache.collator(collate)
 
     @property
@@ -167,13 +171,13 @@ def open_base(config: C, *, encoder_decoders: bool = False) -> tuple[Base, C]:
     """
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     base = load_base(config.base, dtype=dtype, quantize=config.quantize, encoder_decoders=encoder_decoders)
-    context = context_length(base.model)
+    context = room(config, context_length(base.model))
     if config.max_length is None:
         return base, config.model_copy(update={"max_length": context})
     # What T5 was trained on is no limit: its positions are relative.
     limited = not base.model.config.is_encoder_decoder or "max_position_embeddings" in base.model.config.to_dict()
     if limited and context is not None and config.max_length > context:
-        raise ConfigError(f"max_length: {config.max_length} tokens are more than the base's context holds ({context})")
+        raise too_long_rows(config.max_length, config, context)
     return base, config
 
 
@@ -200,7 +204,11 @@ def _batching(config: LanguageRun, base: Base, data: Rows) -> tuple[str, str | N
     """How batches are made, and why they are not packed where they would be if the base could take it."""
     if config.batching not in ("auto", "packed"):
         return config.batching, None
-    reason = "it is an encoder-decoder" if isinstance(data, Seq2SeqDataset) else obstacle(base.model, data.longest)
+    reason = (
+        "it is an encoder-decoder"
+        if isinstance(data, Seq2SeqDataset)
+        else obstacle(base.model, data.longest + config.prompt_length)
+    )
     if reason is None:
         return "packed", None
     if config.batching == "packed":
