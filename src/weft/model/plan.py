@@ -181,7 +181,7 @@ class Plan:
     def _places(self) -> str:
         companions = Counter(c.name for c in self.companions)
         places = [f"{len(self.modules)} modules"] if self.modules or not companions else []
-        return " and ".join([*places, *(f"{count} companions ({name})" for name, count in companions.items())])
+        return " and ".join([*places, *(f"{count} x {name}" for name, count in companions.items())])
 
     def __str__(self) -> str:
         """The table and the remarks, as text."""

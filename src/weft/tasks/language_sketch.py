@@ -27,7 +27,8 @@ def language_sketch(config: LanguageRun, longest: int | None = None, longest_ans
     """
     model = load_skeleton(config.base)
     nn.Module.to(model, torch.bfloat16 if config.bf16 is True else torch.float32)
-    length = longest or config.max_length or context_length(model)
+    row = longest or config.max_length
+    length = context_length(model) if row is None else row + config.prompt_length
     if length is None:
         raise ConfigError("max_length: this base names no limit of its own; give one, so that memory can be planned")
 
