@@ -80,7 +80,7 @@ def test_columns_of_other_names(write: Write) -> None:
         ([{"messages": [{"text": "x"}]}], r'line 1: expected a message with "role" and "content"'),
         ([{"messages": "Add."}], r"line 1: expected a list of messages in 'messages', or its JSON"),
         ([{"messages": []}], r"line 1: expected a list of messages in 'messages', found \[\]"),
-        ([{"instruction": "Add.", "output": " "}], r"line 1: the column 'output' is empty"),
+        ([{"instruction": " ", "output": "3"}], r"line 1: the column 'instruction' is empty"),
         ([{"instruction": "Add.", "output": "3", "input": 7}], r"line 1: expected text in the column 'input', found 7"),
         ([{"messages": [SYSTEM, *CHAT], "system": "x"}], r"line 1: the column 'system' and the first message are both"),
     ],
@@ -107,3 +107,22 @@ def test_long_conversations_lose_their_left(write: Write, tokenizer: PreTrainedT
     assert load_instructions(source, tokenizer, max_length=10, long_rows="drop")[0].report.dropped == 1
     with pytest.raises(DataError, match=r"line 2: 19 tokens, and max_length is 10"):
         load_instructions(source, tokenizer, max_length=10, long_rows="error")
+
+
+def test_rows_without_an_answer_are_left_out_and_counted(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    silent = [{"from": "human", "value": "Add."}, {"from": "gpt", "value": " "}]
+    for good, empty in (
+        (LAYOUTS["alpaca"], {"instruction": "Add.", "output": ""}),
+        (LAYOUTS["prompt"], {"prompt": "Add.", "completion": " "}),
+        (LAYOUTS["sharegpt"], {"conversations": silent}),
+        (LAYOUTS["sharegpt"], {"conversations": [*SHAREGPT, *silent]}),
+        (LAYOUTS["sharegpt"], {"conversations": SHAREGPT[:1]}),
+    ):
+        data, _ = load_instructions(write([good, empty, good]), tokenizer)
+        assert (data.report.rows, data.report.unanswered) == (2, 1)
+        assert "1 rows without an answer left out" in str(data.report)
+        with pytest.raises(DataError, match="no row has an answer"):
+            load_instructions(write([empty]), tokenizer)
+    several = [LAYOUTS["prompt"], {"prompt": "Add.", "completion": ""}, {"prompt": "Take.", "completion": "1"}]
+    data, _ = load_instructions(write(several), tokenizer)
+    assert data.split(0.5, seed=0)[0].report.unanswered == 1

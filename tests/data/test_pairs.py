@@ -92,3 +92,13 @@ def test_pairs_of_one_source_stay_on_one_side_of_a_split(write: Write, tokenizer
     sides = [{words(each, tokenizer)[0] for each in part.examples} for part in (rest, held)]
     assert not sides[0] & sides[1]
     assert (len(rest), len(held)) == (12, 6)
+
+
+def test_references_of_one_source_have_one_prompt_however_it_is_cut(
+    write: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [{"dialogue": "0123456789", "summary": ["abc", "a", "abcdef"]}, {"dialogue": "0123456789", "summary": "b"}]
+    data = load_pairs(write(rows), tokenizer, COLUMNS, prompt=PROMPT, max_length=20)
+    assert {words(each, tokenizer)[0] for each in data.examples} == {"Sum: 012\nIs: "}
+    assert max(len(each.input_ids) for each in data.examples) == 20
+    assert data.report.truncated == 4

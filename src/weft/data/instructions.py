@@ -58,6 +58,12 @@ class Conversation:
     turns: list[Turn]
     where: str
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the assistant says something whenever it is its turn, at least once."""
+        answers = [turn for turn in self.turns if turn["role"] == "assistant"]
+        return bool(answers) and all("tool_calls" in turn or str(turn.get("content") or "").strip() for turn in answers)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -94,10 +100,10 @@ def layouts(columns: InstructionColumns = InstructionColumns(), heading: str = "
         if not isinstance(context, str):
             raise DataError(f"{row.where}: expected text in the column {columns.input!r}, found {context!r}")
         asked = instruction + heading + context if context.strip() else instruction
-        return [_turn("user", asked), _turn("assistant", filled(row, columns.output))]
+        return [_turn("user", asked), _turn("assistant", text_of(row, columns.output))]
 
     def pair(row: Row) -> list[Turn]:
-        return [_turn("user", filled(row, columns.prompt)), _turn("assistant", filled(row, columns.completion))]
+        return [_turn("user", filled(row, columns.prompt)), _turn("assistant", text_of(row, columns.completion))]
 
     return (
         Layout("messages", (columns.messages,), lambda row: _messages(row, columns.messages)),
@@ -193,7 +199,8 @@ def load_instructions(
 ) -> tuple[TextDataset, Layout]:
     """Reads instructions, and tokenizes them through the tokenizer's chat template; answers alone are learned.
 
-    A conversation longer than `max_length` loses its left, where its last answer fits.
+    A conversation longer than `max_length` loses its left, where its last answer fits. One in which the assistant is
+    silent, as there are some in most published sets, is left out. The report counts both.
 
     Args:
         source, split, columns, heading: as of `read_instructions`.
@@ -206,8 +213,19 @@ def load_instructions(
         ConfigError: the tokenizer has no end-of-sequence token.
     """
     read = read_instructions(source, split, columns, heading)
+    unanswered = 0
+
+    def answered() -> Iterator[Conversation]:
+        nonlocal unanswered
+        for each in read:
+            if each.is_answered:
+                yield each
+            else:
+                unanswered += 1
+
     encoding = Encoding[Conversation](lambda each: conversed(each.turns, tokenizer, each.where), keeps_end(tokenizer))
-    return encoded(source, read, encoding, max_length, long_rows), read.layout
+    rows = encoded(source, answered(), encoding, max_length, long_rows)
+    return TextDataset(rows.examples, rows.report.dropped, unanswered), read.layout
 
 
 def _turn(role: str, content: str) -> Turn:

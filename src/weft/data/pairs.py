@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -80,7 +81,8 @@ def load_pairs(
 ) -> TextDataset:
     """Reads pairs, and tokenizes them for a causal language model: a prompt with the source, and the target.
 
-    A pair longer than `max_length` loses the end of its source; the prompt's words around it, and the target, stay.
+    A pair longer than `max_length` loses the end of its source; the prompt's words around it, and the target, stay. Of
+    several pairs with one source, all lose what the longest has to.
 
     Args:
         source, columns, split: as of `read_pairs`.
@@ -94,18 +96,26 @@ def load_pairs(
         ConfigError: the tokenizer has no end-of-sequence token.
     """
 
+    pairs = list(read_pairs(source, columns, split))
+    targets: dict[str, list[str]] = {}
+    for pair in pairs:
+        targets.setdefault(pair.source, []).append(pair.target)
+
+    @cache
+    def cut(text: str) -> str | None:
+        """The source with room for the longest of its targets, so that all of them have one prompt."""
+        assert max_length is not None
+        room = max_length - max(len(ended(ids_of(target, tokenizer), tokenizer)) for target in targets[text])
+        fits = len(ids_of(prompt.replace(INPUT, text), tokenizer, start=True)) <= room
+        return text if fits else shortened(text, prompt, room, tokenizer)
+
     def encode(pair: Pair) -> Example:
-        return completed(prompt.replace(INPUT, pair.source), pair.target, tokenizer)
+        kept = cut(pair.source) if max_length is not None and long_rows == "truncate" else None
+        kept = pair.source if kept is None else kept
+        whole = completed(prompt.replace(INPUT, kept), pair.target, tokenizer)
+        return Example(whole.input_ids, whole.labels, truncated=kept != pair.source)
 
-    def shorten(pair: Pair, example: Example, length: int) -> Example | None:
-        said = ended(ids_of(pair.target, tokenizer), tokenizer)
-        text = shortened(pair.source, prompt, length - len(said), tokenizer)
-        if text is None:
-            return None
-        short = completed(prompt.replace(INPUT, text), pair.target, tokenizer)
-        return Example(short.input_ids, short.labels, truncated=True)
-
-    return encoded(source, read_pairs(source, columns, split), Encoding[Pair](encode, shorten), max_length, long_rows)
+    return encoded(source, pairs, Encoding[Pair](encode, lambda pair, example, n: None), max_length, long_rows)
 
 
 def shortened(text: str, prompt: str, room: int, tokenizer: PreTrainedTokenizerBase) -> str | None:

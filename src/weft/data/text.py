@@ -58,6 +58,7 @@ class DataReport:
         rows: rows kept.
         truncated: of these, rows that were longer than the maximum and lost tokens.
         dropped: rows left out because they were too long.
+        unanswered: rows left out because nothing is said in them that could be learned.
         tokens: tokens in the rows kept.
         label_tokens: of these, the tokens on which the loss is taken.
     """
@@ -67,6 +68,7 @@ class DataReport:
     dropped: int
     tokens: int
     label_tokens: int
+    unanswered: int = 0
 
     def __str__(self) -> str:
         text = f"{self.rows:,} rows, {self.tokens:,} tokens, {self.label_tokens:,} of them learned"
@@ -74,6 +76,8 @@ class DataReport:
             text += f"; {self.truncated:,} rows truncated"
         if self.dropped:
             text += f"; {self.dropped:,} rows too long and left out"
+        if self.unanswered:
+            text += f"; {self.unanswered:,} rows without an answer left out"
         return text
 
 
@@ -99,7 +103,7 @@ class Example:
 class TextDataset(Dataset[dict[str, list[int]]]):
     """Examples in memory; an item is {"input_ids": [...], "labels": [...]}, as transformers' Trainer takes it."""
 
-    def __init__(self, examples: list[Example], dropped: int = 0) -> None:
+    def __init__(self, examples: list[Example], dropped: int = 0, unanswered: int = 0) -> None:
         self.examples = examples
         self.report = DataReport(
             rows=len(examples),
@@ -107,6 +111,7 @@ class TextDataset(Dataset[dict[str, list[int]]]):
             dropped=dropped,
             tokens=sum(len(example.input_ids) for example in examples),
             label_tokens=sum(label != IGNORED for example in examples for label in example.labels[1:]),
+            unanswered=unanswered,
         )
 
     def __len__(self) -> int:
@@ -129,7 +134,7 @@ class TextDataset(Dataset[dict[str, list[int]]]):
         """
         rest, held = split_rows([self._prompt(i) for i in range(len(self))], share, seed)
         return (
-            TextDataset([self.examples[i] for i in rest], self.report.dropped),
+            TextDataset([self.examples[i] for i in rest], self.report.dropped, self.report.unanswered),
             TextDataset([self.examples[i] for i in held]),
         )
 
@@ -250,7 +255,7 @@ def too_long(where: str, found: str, max_length: int) -> DataError:
 def none_left(source: str | Path, dropped: int, max_length: int | None) -> DataError:
     """Of a data set of which no row is left."""
     if not dropped:
-        return DataError(f"{source}: the data set is empty")
+        return DataError(f"{source}: no row has an answer, so there is nothing to learn")
     return DataError(f"{source}: all {dropped} rows are longer than max_length = {max_length} tokens; raise it")
 
 
