@@ -107,6 +107,34 @@ def test_commands_take_the_base_so(settings: dict[str, Any], base: Path, pairs: 
     assert result.exit_code == 0, result.output
 
 
+def test_a_merge_on_disk_says_what_it_merges_into(settings: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    folder = run(TextRun(**settings | {"max_steps": 2, "eval": None})).folder
+    command = ["merge", str(base), str(folder), "--output", str(tmp_path / "merged"), "--overwrite"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    plain = load_base(base).model
+    far = [
+        float((round_to_8bit(m.weight) - m.weight.detach()).norm() / m.weight.detach().norm())
+        for path, m in plain.named_modules()
+        if isinstance(m, nn.Linear) and path != "lm_head"
+    ]
+    said = "trained on these weights in 8bit, and is merged into them as they are unquantised: the two differ by "
+    assert f"{said}{sum(far) / len(far):.3%} of their norm on average" in result.output
+    report = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert report["trained_on"] == "8bit"
+    assert report["mean_rounding"] == pytest.approx(sum(far) / len(far))
+
+    weft.attach(plain, weft.load(folder))
+    weft.merge(plain)
+    merged = load_base(tmp_path / "merged").model
+    assert all(torch.equal(p, plain.get_parameter(name)) for name, p in merged.named_parameters())
+
+    settings |= {"quantize": "none", "max_steps": 2, "eval": None, "output": tmp_path / "plain"}
+    result = CliRunner().invoke(app, ["merge", str(base), str(run(TextRun(**settings)).folder), *command[3:]])
+    assert result.exit_code == 0, result.output
+    assert "unquantised" not in result.output
+
+
 def test_a_missing_bitsandbytes_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))

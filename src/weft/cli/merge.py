@@ -74,6 +74,8 @@ def merge(
                 "bytes": report.nbytes,
                 "changed_bytes": report.changed_nbytes,
                 "mean_relative_change": report.mean_relative_change,
+                "trained_on": report.trained_on,
+                "mean_rounding": report.mean_rounding,
             }
         )
         return
@@ -85,3 +87,12 @@ def merge(
         markup=False,
         soft_wrap=True,
     )
+    if report.trained_on is not None:
+        rounding = report.mean_rounding
+        apart = "" if rounding is None else f": the two differ by {rounding:.3%} of their norm on average"
+        results().print(
+            f"the adapter was trained on these weights in {report.trained_on}, and is merged into them as they are "
+            f"unquantised{apart}",
+            markup=False,
+            soft_wrap=True,
+        )

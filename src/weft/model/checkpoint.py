@@ -8,7 +8,7 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from weft.adapter import Adapter
 from weft.errors import BindingError, MergeError
 from weft.linalg import LowRank
-from weft.model.attach import attach
+from weft.model.attach import QUANTIZE, attach
 from weft.model.merge import merge
 from weft.model.modules import base_modules, sharing
 from weft.model.new_folder import check_output, new_folder
 from weft.model.shards import INDEX, Checkpoint, StoredTensor, write_shard
 from weft.model.stored import StoredModel
+from weft.nn import EightBit, layer_kind_of
+from weft.nn.quantized import round_to_8bit
 
 # Files that hold weights, or that describe the base and not what becomes of it.
 _WEIGHTS = frozenset(
@@ -45,6 +47,9 @@ class CheckpointReport:
         nbytes: the size of all tensors.
         changed_nbytes: the size of the changed ones.
         mean_relative_change: the mean of ||W' - W||_F / ||W||_F over the weights that factors changed.
+        trained_on: how the weights were stored that the adapter was trained on, if they were quantised; these are not.
+        mean_rounding: then, for 8 bits, the mean of ||Q(W) - W||_F / ||W||_F over the same weights, Q(W) being what it
+            was trained on.
     """
 
     output: Path
@@ -54,6 +59,8 @@ class CheckpointReport:
     nbytes: int
     changed_nbytes: int
     mean_relative_change: float
+    trained_on: str | None
+    mean_rounding: float | None
 
 
 def merge_checkpoint(
@@ -94,6 +101,7 @@ def merge_checkpoint(
             "they are, and no weight can; attach it instead"
         )
     source = base.checkpoint
+    trained_on = adapter.provenance.get(QUANTIZE)
     check_output(output, overwrite, keep=[source.folder])
     base.check(adapter, any_base=any_base)
     merging = _Merging(base.model, adapter, _aliases(base.model, adapter), base.names, source, dtype)
@@ -119,7 +127,9 @@ def merge_checkpoint(
         len(merging.changed),
         size,
         sum(merging.changed.values()),
-        math.fsum(merging.relative_changes) / len(merging.relative_changes) if merging.relative_changes else 0.0,
+        _mean(merging.relative_changes) or 0.0,
+        None if trained_on is None else str(trained_on),
+        _mean(merging.roundings),
     )
 
 
@@ -136,6 +146,7 @@ class _Merging:
         dtype: what floating-point tensors become, if that changes.
         changed: key -> bytes written, of the tensors changed so far.
         relative_changes: of the weights changed so far.
+        roundings: how far 8 bits are from each of them, if the adapter was trained on these.
     """
 
     model: nn.Module
@@ -146,6 +157,7 @@ class _Merging:
     dtype: torch.dtype | None
     changed: dict[str, int] = field(default_factory=dict)
     relative_changes: list[float] = field(default_factory=list)
+    roundings: list[float] = field(default_factory=list)
     _weights: dict[str, str] = field(init=False)
     _tensors: dict[str, Tensor] = field(init=False)
 
@@ -222,6 +234,11 @@ class _Merging:
         bias = layer._parameters.get("bias")
         if bias is not None:  # written by itself where it is trained; here it only has to be there
             layer.register_parameter("bias", nn.Parameter(torch.zeros(bias.shape), requires_grad=False))
+        if self.adapter.provenance.get(QUANTIZE) == EightBit.name:
+            kind = layer_kind_of(layer)
+            assert kind is not None  # the adapter was attached to it
+            W = kind.matrix(layer).detach().float()
+            self.roundings.append(_relative_change(W, round_to_8bit(W)))
         root = parent = nn.Module()
         *outer, last = path.split(".")
         for name in outer:
@@ -241,6 +258,10 @@ class _Merging:
 def _relative_change(old: Tensor, new: Tensor) -> float:
     size = float(torch.linalg.vector_norm(old.float()))
     return float(torch.linalg.vector_norm(new.float() - old.float())) / size if size else 0.0
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 def _aliases(model: nn.Module, adapter: Adapter) -> dict[str, str]:
