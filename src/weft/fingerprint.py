@@ -69,7 +69,8 @@ class Fingerprint:
         exact = (0.0,) * len(mine)
         errors = (self.errors.get(name, exact), other.errors.get(name, exact))
         return all(
-            math.isclose(x, y, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE + a + b)
+            # Both roundings can push apart: that of the dtype, and that of a quantised form.
+            math.isclose(x, y, rel_tol=0, abs_tol=max(_RELATIVE * max(abs(x), abs(y)), _ABSOLUTE) + a + b)
             for x, y, a, b in zip(mine, theirs, *errors, strict=True)
         )
 

@@ -15,6 +15,7 @@ from transformers import AutoProcessor
 
 import weft
 from weft.errors import ConfigError, DataError
+from weft.nn import storage_of
 from weft.tasks import SpeechRun
 from weft.tasks.speech import SpeechTask
 from weft.tasks.speech_metrics import error_rates, normalizer
@@ -193,3 +194,16 @@ def test_a_killed_run_goes_on_bit_for_bit_with_masks_drawn_at_random(
     expected, found = weft.load(whole.adapter), weft.load(again.adapter)
     for name, factors in expected.factors.items():
         assert torch.equal(found.factors[name].B, factors.B)
+
+
+def test_a_base_in_8_bits_keeps_its_head_and_learns(whisper: Path, wav2vec2: Path, settings: dict[str, Any]) -> None:
+    for base, head, changes in ((whisper, "proj_out", {"language": "en"}), (wav2vec2, "lm_head", {})):
+        config = SpeechRun(**settings | changes | {"base": str(base), "quantize": "8bit", "max_steps": 2})
+        task = SpeechTask.open(config, None)
+        linear = [path for path, module in task.model.named_modules() if isinstance(module, torch.nn.Linear)]
+        stored = [path for path, module in task.model.named_modules() if storage_of(module) is not None]
+        assert stored == [path for path in linear if path != head]
+        adapter = weft.load(run(config, overwrite=True).adapter)
+        assert adapter.provenance["quantize"] == "8bit"
+        plain = SpeechTask.open(config.model_copy(update={"quantize": "none"}), None)
+        weft.attach(plain.model, adapter)

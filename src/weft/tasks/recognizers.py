@@ -34,6 +34,8 @@ from weft.data.audio import Clip, Transcript
 from weft.data.text import IGNORED
 from weft.errors import ConfigError, nearest
 from weft.training.base import checked_path, reason
+from weft.training.config import Quantize
+from weft.training.quantize import weights_as
 
 Rows = list[dict[str, Any]]
 
@@ -82,6 +84,7 @@ def load_recognizer(
     name: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
+    quantize: Quantize = "none",
     language: str | None = None,
     task: str = "transcribe",
     trained: bool = False,
@@ -91,6 +94,7 @@ def load_recognizer(
     Args:
         name: a folder, or a hub id.
         dtype: the weights' dtype.
+        quantize: "8bit" holds the linear layers in 8 bits, and puts the model on the GPU if there is one.
         language: spoken, as a code or in English; needed by a multilingual Whisper.
         task: "transcribe" or "translate", for Whisper.
         trained: whether whole modules will be trained, so that weights which the base lacks may be.
@@ -110,7 +114,8 @@ def load_recognizer(
         # A layer that a step skips would leave its adapter without a gradient.
         whole = {name: 0.0 for name in config.to_dict() if name.endswith("layerdrop")}
         family = AutoModelForSpeechSeq2Seq if is_whisper else AutoModelForCTC
-        model, found = family.from_pretrained(path, dtype=dtype, output_loading_info=True, **whole)
+        weights = weights_as(dtype, quantize, keep=() if is_whisper else ("lm_head",))
+        model, found = family.from_pretrained(path, output_loading_info=True, **weights, **whole)
         processor = AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):

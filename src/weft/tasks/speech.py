@@ -44,6 +44,7 @@ class SpeechTask(Task):
         recognizer = load_recognizer(
             config.base,
             dtype=torch.bfloat16 if config.bf16 else torch.float32,
+            quantize=config.quantize,
             language=config.language,
             task=config.speech_task,
             trained=bool(config.train_modules),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,11 +14,17 @@ from weft.nn import storage_of
 from weft.training.config import Quantize
 
 
-def weights_as(dtype: torch.dtype, quantize: Quantize) -> dict[str, Any]:
+def weights_as(dtype: torch.dtype, quantize: Quantize, *, keep: Sequence[str] = ()) -> dict[str, Any]:
     """How a model's weights are to be held, as arguments of transformers' ``from_pretrained``.
 
     With 8 bits, the linear layers become bitsandbytes' ``Linear8bitLt`` on the GPU, or on the CPU where there is none.
-    What transformers leaves out stays in `dtype`: output heads, embeddings and norms.
+    What transformers leaves out stays in `dtype`: output embeddings, and what is no linear layer.
+
+    Args:
+        dtype: of what is not quantised.
+        quantize: whether linear layers are.
+        keep: names of layers to leave out in the place of those that transformers would, such as a head that it does
+            not know for one.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -31,7 +38,7 @@ def weights_as(dtype: torch.dtype, quantize: Quantize) -> dict[str, Any]:
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {
         "dtype": dtype,
-        "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
+        "quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(keep) or None),
         "device_map": {"": device},
     }
 
