@@ -36,9 +36,13 @@ def _line(row: Row, metrics: Sequence[Metric]) -> tuple[str, ...]:
         f"{row.share:.3%}" if row.trainable else "",
         size(row.checkpoint_bytes) if row.checkpoint_bytes else "",
         size(row.peak_bytes) if row.peak_bytes is not None else "",
-        f"{1000 * row.seconds_per_step:.3g} ms" if row.seconds_per_step is not None else "",
+        _time(row.seconds_per_step) if row.seconds_per_step is not None else "",
         f"{row.rate:g}" if row.rate is not None else ("failed" if row.failed else ""),
     )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def interval(metric: Metric, estimate: Estimate | None) -> str:
@@ -107,6 +111,7 @@ def page(results: Results) -> str:
         *remarks(results),
         "## Learning rates",
         "\n".join(steps),
+        *(["## The command", f"```\n{results.command}\n```"] if results.command else []),
         "## Machine",
         machine,
     ]

@@ -56,6 +56,6 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], metric: str, path: str | 
         panel.grid(alpha=0.25)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    metadata = {"Date": None, "Creator": None} if Path(path).suffix == ".svg" else None  # the same bytes every time
+    metadata = {"Date": None, "Creator": None} if Path(path).suffix == ".svg" else None
     figure.savefig(path, dpi=130, metadata=metadata)
     return Path(path)
