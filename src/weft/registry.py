@@ -48,6 +48,11 @@ class Registry(Generic[T]):
         self._arrive()
         return name in self._parts
 
+    def __len__(self) -> int:
+        """How many there are; torch.compile asks, of a registry that a forward pass looks into."""
+        self._arrive()
+        return len(self._parts)
+
     def __iter__(self) -> Iterator[str]:
         """The names, in the order of registration."""
         self._arrive()

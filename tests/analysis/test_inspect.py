@@ -81,3 +81,17 @@ def test_what_is_no_number_is_named(value: float) -> None:
     good = weft.LowRank(torch.randn(3, 2), torch.randn(2, 4))
     with pytest.raises(ConfigError, match=r"1 of the adapter's 4 tensors hold NaN or infinity, first b \(B\)"):
         inspect(adapter_of({"a": good, "b": weft.LowRank(B, torch.randn(2, 4))}))
+
+
+def test_companions_are_listed_with_their_size() -> None:
+    adapter = dataclasses.replace(
+        adapter_of({}),
+        config=weft.LoRAConfig(targets=(), companions=(weft.Prefix(length=2),)),
+        companions={"a.prefix.keys": torch.zeros(2, 3), "a.prefix.gate": torch.zeros(2)},
+    )
+    numbers = inspect(adapter)
+    assert dict(numbers.companions) == {"a.prefix": 32}
+    assert numbers.nbytes == adapter.nbytes == 32
+    broken = dataclasses.replace(adapter, companions={"a.prefix.gate": torch.tensor([math.nan])})
+    with pytest.raises(ConfigError, match=r"first a\.prefix\.gate"):
+        inspect(broken)

@@ -89,6 +89,14 @@ def test_dora_is_merged_alike(name: str, targets: str, request: pytest.FixtureRe
     assert_same(tensors(tmp_path / "merged"), merged_in_memory(dora, tmp_path / "expected"))
 
 
+def test_companions_are_not_left_out_silently(llama: Made, tmp_path: Path) -> None:
+    config = replace(llama.adapter.config, companions=(weft.Prefix(length=2),))
+    adapter = weft.collect(weft.attach(llama.model(), config))
+    with pytest.raises(MergeError, match=r"nothing was written: the adapter has a companion \(prefix\)"):
+        merge_files(llama.base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_the_result_is_a_plain_checkpoint_with_its_tokenizer(llama: Made, run: Run, tmp_path: Path) -> None:
     (llama.base / "README.md").write_text("the base's card")
     result = run("merge", llama.base, llama.adapter_path.parent, "-o", tmp_path / "new" / "merged")  # a run's folder

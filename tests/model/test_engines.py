@@ -13,6 +13,7 @@ from weft.errors import StateError
 EXACT = {"rtol": 1e-9, "atol": 1e-11}  # in float64
 LORA = weft.LoRAConfig(rank=2, targets=("all-linear", "embed_tokens"))
 DORA = weft.LoRAConfig(rank=2, variant=weft.DoRA())
+COMPANIONS = weft.LoRAConfig(rank=2, companions=(weft.Prefix(length=2), weft.Bottleneck(width=3)))
 DROPOUT = weft.LoRAConfig(rank=2, dropout=0.1)
 
 
@@ -22,7 +23,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], gradient, **EXACT, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("config", [LORA, DORA], ids=["lora", "dora"])
+@pytest.mark.parametrize("config", [LORA, DORA, COMPANIONS], ids=["lora", "dora", "companions"])
 def test_a_compiled_training_step_is_one_graph_and_the_eager_step(config: weft.LoRAConfig) -> None:
     torch._dynamo.reset()
     model, ids = adapted(config, layers=1), token_ids()
