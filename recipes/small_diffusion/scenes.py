@@ -33,9 +33,9 @@ def scene(chance: random.Random) -> tuple[Image.Image, str]:
     left, top = chance.uniform(0, side - size), chance.uniform(0, side - size)
     _draw(ImageDraw.Draw(picture), thing, _near(COLORS[color], chance), left, top, size, mirrored=chance.random() < 0.5)
     soft = picture.filter(ImageFilter.GaussianBlur(chance.uniform(0, 2)))
-    grain = Image.effect_noise((SIDE, SIDE), chance.uniform(5, 30)).convert("RGB")
+    grain = Image.frombytes("L", (SIDE, SIDE), chance.randbytes(SIDE * SIDE)).convert("RGB")
     small = soft.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return Image.blend(small, grain, 0.08), f"a photo of a {color} {thing} on the {ground}"
+    return Image.blend(small, grain, chance.uniform(0, 0.06)), f"a photo of a {color} {thing} on the {ground}"
 
 
 def _graded(side: int, color: Color, chance: random.Random) -> Image.Image:
