@@ -18,6 +18,7 @@ from benchmarks import (
     lorahub,
     merge,
     nested_ranks,
+    quantize,
     step,
     train,
 )
@@ -37,6 +38,7 @@ def row(figures: dict[str, list[float]], when: str = "2026-01-01", **setting: st
     "cases",
     [
         *(attach.cases, algebra.cases, extract.cases, generate.cases, layer.cases, library.cases, merge.cases),
+        quantize.cases,
         step.cases,
     ],
 )
