@@ -365,8 +365,8 @@ _SECTIONS = (
     (
         "Bases in 8 bits",
         "Q(W) is the weight in 8 bits. Steps are forward and backward passes at rank 8, of 4 rows of 128 tokens. The "
-        "rounding is ||Q(W) - W|| / ||W||. The last column says why a merge into 8 bits is refused: of a random change D "
-        "of rank 8, with 2% of the norm of W, rounding the merged weight again would lose the share "
+        "rounding is ||Q(W) - W|| / ||W||. The last column says why a merge into 8 bits is refused: of a random change "
+        "D of rank 8, with 2% of the norm of W, rounding the merged weight again would lose the share "
         "||Q(Q(W) + D) - (Q(W) + D)|| / ||D||.",
         ("quantize",),
         "",
