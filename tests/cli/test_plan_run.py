@@ -63,4 +63,15 @@ def test_mistakes_are_named(run: Path) -> None:
     assert "--rank, --targets: the run's file describes its adapter" in " ".join(result.stderr.split())
     result = plan("bundled", "--tiny")
     assert result.exit_code == 2
-    assert "name the run's YAML file" in " ".join(result.stderr.split())
+    assert "name its YAML file" in " ".join(result.stderr.split())
+
+
+def test_with_its_data_the_longest_row_and_the_distance_count(run: Path, pairs: Path) -> None:
+    run.write_text(run.read_text().replace("none.jsonl", str(pairs)))
+    found = json.loads(plan(run, "--data", "--json").stdout)
+    assert found["memory"]["batch"][1] < 96
+    assert found["distance"]["rows"] == 20
+    assert [each["setting"] for each in found["distance"]["advice"]] == ["rank", "learning_rate", "epochs"]
+    text = plan(run, "--data").stdout
+    assert "distance of the data from the base:" in text
+    assert "advice: rank" in text

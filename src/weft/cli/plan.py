@@ -33,6 +33,9 @@ def plan(
     scaling: options.Scaling = "standard",
     companions: options.Companions = [],  # noqa: B006
     tiny: Annotated[bool, typer.Option("--tiny", help="Of a run: plan it on its stand-ins.")] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="Of a run: open its base and data too, and say how far these are apart.")
+    ] = False,
     modules: Annotated[bool, typer.Option("--modules", help="One row for each module, not for each kind.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -52,10 +55,10 @@ def plan(
         weft plan ./my-base --targets all-linear --exclude "*.mlp.*" --layers 0-3
     """
     if Path(base).suffix in (".yaml", ".yml"):
-        plan_run(Path(base), tiny=tiny, modules=modules, as_json=as_json, given=_given(context))
+        plan_run(Path(base), tiny=tiny, data=data, modules=modules, as_json=as_json, given=_given(context))
         return
-    if tiny:
-        raise ConfigError("--tiny plans a run on its stand-ins: name the run's YAML file in the place of the base")
+    if tiny or data:
+        raise ConfigError("--tiny and --data are of a run: name its YAML file in the place of the base")
     config = options.adapter_config(
         rank, alpha, targets, exclude, layers, rank_pattern, alpha_pattern, train_modules, bias, init, variant, scaling,
         companions,
@@ -73,7 +76,7 @@ def plan(
 
 def _given(context: typer.Context) -> list[str]:
     """The options on the command line that describe an adapter."""
-    own = ("base", "tiny", "modules", "as_json")
+    own = ("base", "tiny", "data", "modules", "as_json")
     sources = {name: context.get_parameter_source(name) for name in context.params if name not in own}
     return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 

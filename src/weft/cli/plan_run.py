@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from weft.model import Plan
 
 
-def plan_run(run: Path, *, tiny: bool, modules: bool, as_json: bool, given: Sequence[str]) -> None:
+def plan_run(run: Path, *, tiny: bool, data: bool, modules: bool, as_json: bool, given: Sequence[str]) -> None:
     """Prints what a run will adapt, and what memory it will take.
 
     Args:
         run: its YAML file.
         tiny: plan it on stand-ins.
+        data: open its base and data, and say how far these are apart.
         modules: a row for each module.
         as_json: print one JSON document.
         given: options that describe an adapter, of which there may be none: the file does.
@@ -28,7 +29,7 @@ def plan_run(run: Path, *, tiny: bool, modules: bool, as_json: bool, given: Sequ
     config = RunConfig.from_yaml(run)
     from weft.model import plan
     from weft.training.job import uses_bf16
-    from weft.training.run_memory import run_memory
+    from weft.training.run_memory import move_to_device, run_memory
 
     quiet_transformers()
     if tiny:
@@ -36,15 +37,20 @@ def plan_run(run: Path, *, tiny: bool, modules: bool, as_json: bool, given: Sequ
 
         config = tiny_run(config)
     config = config.model_copy(update={"bf16": uses_bf16(config)})
-    task = config.implementation()
-    sketch, opened = task.early_sketch(config), False
-    if sketch is None:
-        task_run, opened = task.open(config, errors()), True
-        config, sketch = task_run.config, task_run.sketch()
+    sketch = None if data else config.implementation().early_sketch(config)
+    task = config.implementation().open(config, errors()) if sketch is None else None
+    if task is not None:
+        config, sketch = task.config, task.sketch()
+    assert sketch is not None
     planned = plan(sketch.model, config.lora())
-    memory = run_memory(config, sketch, opened=opened)
+    memory = run_memory(config, sketch, opened=task is not None)
+    distance = None
+    if task is not None and data:
+        move_to_device(task.model)
+        distance = task.distance()
     if as_json:
-        print_json({"base": config.base, "task": config.task, **planned.to_dict(), "memory": memory.to_dict()})
+        found = {"base": config.base, "task": config.task, **planned.to_dict(), "memory": memory.to_dict()}
+        print_json(found | ({"distance": None if distance is None else distance.to_dict()} if data else {}))
         return
     show_modules(planned, each=modules)
     console = results()
@@ -52,6 +58,9 @@ def plan_run(run: Path, *, tiny: bool, modules: bool, as_json: bool, given: Sequ
     console.print(str(memory), markup=False)
     if memory.too_much is not None:
         console.print(f"[yellow]warning:[/] {memory.too_much}")
+    if distance is not None:
+        console.print()
+        console.print(str(distance), markup=False, soft_wrap=True)
 
 
 def show_modules(planned: "Plan", *, each: bool) -> None:

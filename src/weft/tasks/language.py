@@ -21,9 +21,11 @@ from weft.tasks.generation import Decoding
 from weft.tasks.language_sketch import language_sketch
 from weft.tasks.seq2seq_evaluation import evaluate_seq2seq
 from weft.tasks.settings.language import LanguageRun
+from weft.tasks.text_distance import text_distance
 from weft.tasks.text_evaluation import evaluate
 from weft.tasks.text_metrics import TEXT_METRICS
 from weft.training.base import Base, load_base
+from weft.training.distance import Distance
 from weft.training.frozen_blocks import FrozenBlocks
 from weft.training.frozen_cache import FrozenCache, frozen_cache
 from weft.training.packing import obstacle, packing
@@ -126,6 +128,11 @@ class LanguageTask(Task, ABC):
             longest = max(len(example.input_ids) for example in examples)
             return language_sketch(self.config, longest, max(len(example.labels) for example in examples))
         return language_sketch(self.config, self.train_data.longest)
+
+    def distance(self) -> Distance | None:
+        if isinstance(self.train_data, Seq2SeqDataset):
+            return None
+        return text_distance(self.config, self.base.model, self.base.tokenizer, self.train_data)
 
     @contextmanager
     def session(self, scratch: Path, console: Console | None) -> Iterator[None]:

@@ -35,6 +35,8 @@ def card(task: Task, folder: RunFolder, result: RunResult) -> str:
             lines += ["", f"The weights are those of step {result.best_step}, the best evaluation."]
     else:
         lines += ["No data was held out, so nothing is known of how well it does on rows it has not seen."]
+    if result.distance is not None:
+        lines += ["", "## Data and base", "", *(f"- {line}" for line in result.distance.lines())]
     lines += ["", "![losses](loss.png)"]
     if folder.metrics_plot.is_file():
         lines += ["", "![metrics](metrics.png)"]

@@ -24,11 +24,12 @@ from weft.training.card import card
 from weft.training.checked_trainer import CheckedTrainer
 from weft.training.checkpoint import latest, remove_incomplete, step_of
 from weft.training.config import RunConfig
+from weft.training.distance import Distance
 from weft.training.folder import FINAL, RunFolder, write_whole
 from weft.training.progress import LogBeforeSaving, MetricsWriter, ProgressBar, StepTimer
 from weft.training.quantize import require_quantized
 from weft.training.result import RunResult
-from weft.training.run_memory import show_memory
+from weft.training.run_memory import move_to_device, show_memory
 from weft.training.task import Evaluation, Task
 from weft.training.trainer import AdapterTrainer
 
@@ -71,8 +72,9 @@ class Learner(ABC):
     def size(self, task: Task) -> tuple[int, float]:
         """Its values, and their share of the base's; what cannot be trained is found out here."""
 
-    def foretell(self, task: Task, console: Console) -> None:  # noqa: B027 (it need not)
-        """Says what the run will take."""
+    def foretell(self, task: Task, console: Console | None) -> Distance | None:
+        """Says what the run will take, and returns how far its data are from the base, if it looks at that."""
+        return None
 
     @abstractmethod
     def prepare(self, task: Task) -> None:
@@ -98,8 +100,14 @@ class _Adapter(Learner):
         planned = plan(task.model, task.config.lora())
         return planned.parameters, planned.share
 
-    def foretell(self, task: Task, console: Console) -> None:
-        show_memory(task, console)
+    def foretell(self, task: Task, console: Console | None) -> Distance | None:
+        if console is not None:
+            show_memory(task, console)
+        move_to_device(task.model)
+        distance = task.distance()
+        if console is not None and distance is not None:
+            console.print(str(distance), markup=False, soft_wrap=True)
+        return distance
 
     def prepare(self, task: Task) -> None:
         attach(task.model, task.config.lora())
@@ -142,15 +150,14 @@ def run_with(
     if resume:
         _check_same(task.config, folder)
     size = learner.size(task)  # before the folder is made, so that a wrong pattern leaves no trace
-    if console is not None:
-        learner.foretell(task, console)
+    distance = learner.foretell(task, console)
     if not resume:
         folder.start(task.config, overwrite=overwrite)
     try:
         set_seed(config.seed)
         learner.prepare(task)
         with task.session(folder.scratch, console):
-            result = _train(learner, size, task, folder, before, console)
+            result = _train(learner, size, distance, task, folder, before, console)
         shutil.rmtree(folder.scratch, ignore_errors=True)
         return result
     except Exception as error:
@@ -166,6 +173,7 @@ def run_with(
 def _train(
     learner: Learner,
     size: tuple[int, float],
+    distance: Distance | None,
     task: Task,
     folder: RunFolder,
     before: Evaluation | None,
@@ -208,6 +216,7 @@ def _train(
         train_loss=losses[-1] if losses else None,
         trainable=size[0],
         share=size[1],
+        distance=distance,
     )
     _draw(task, folder)
     learner.describe(task, folder, result)

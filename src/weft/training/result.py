@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weft.training.distance import Distance
 from weft.training.task import Evaluation, Report
 
 
@@ -24,6 +25,7 @@ class RunResult:
         train_loss: the last training loss that was logged, in nats per learned token.
         trainable: trained parameters.
         share: these over the base's.
+        distance: how far the training data were from the base, where that was looked at.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class RunResult:
     train_loss: float | None
     trainable: int
     share: float
+    distance: Distance | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -2,6 +2,7 @@
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from weft.memory import MemoryReport, Sketch, memory_report
 from weft.training.config import RunConfig
@@ -11,6 +12,13 @@ from weft.training.task import Task
 def run_device() -> torch.device:
     """Where a run's model will be."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def move_to_device(model: nn.Module) -> None:
+    """Puts a model where the run will be, unless it is on a GPU already."""
+    device = run_device()
+    if next(model.parameters()).device.type != device.type:
+        model.to(device)
 
 
 def run_memory(config: RunConfig, sketch: Sketch, *, opened: bool) -> MemoryReport:

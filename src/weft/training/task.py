@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from weft.memory import Sketch, batch_on_meta, on_meta
 from weft.training.config import RunConfig
+from weft.training.distance import Distance
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -178,6 +179,13 @@ class Task(ABC):
         assert isinstance(data, Sized)
         batch = self.collator([data[i] for i in places if i < len(data)])
         return Sketch(on_meta(self.model), batch_on_meta(batch), padded=True)
+
+    def distance(self) -> Distance | None:
+        """How far the training data are from what the base expects; called before an adapter is attached.
+
+        None where nothing is known of it.
+        """
+        return None
 
     def session(self, scratch: Path, console: Console | None) -> AbstractContextManager[None]:
         """What must hold while it trains, with the adapter attached.
