@@ -19,6 +19,7 @@ from benchmarks import (
     merge,
     nested_ranks,
     quantize,
+    results,
     step,
     train,
 )
@@ -26,6 +27,8 @@ from benchmarks.harness import Case, Cases, Options, compare, measured
 from benchmarks.records import RESULTS, Row, append, newest
 from benchmarks.report import DOCS, page, write
 from benchmarks.targets import TARGETS, Target
+from benchmarks.tasks.rows import banking77
+from weft.training import RunConfig
 
 TINY = Options("tiny")
 
@@ -165,3 +168,23 @@ def test_the_page_in_the_documentation_is_what_the_data_makes(tmp_path: Path) ->
     ), "docs/performance.md is not what the results make of it; run python -m benchmarks.report"
     drawn = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert {path.name for path in (DOCS / "pictures").glob("*.svg")} == drawn
+
+
+@pytest.mark.parametrize("path", sorted(Path(results.__file__).with_name("tasks").glob("*.yaml")), ids=lambda p: p.stem)
+def test_what_the_page_of_results_was_measured_with_are_runs(path: Path) -> None:
+    config = RunConfig.from_yaml(path)
+    assert path.stem in results.TITLES
+    assert config.has_eval
+    assert config.max_steps is not None  # the budget
+
+
+def test_rows_for_it_are_apart_and_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        lines = [f"{i % 3}\tquestion {name} {i}" for i in range(6000)]
+        path = tmp_path / "banking77" / f"{name}.tsv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(["label\ttext", *lines]))
+    found = banking77(tmp_path)
+    assert {part: len(rows) for part, rows in found.items()} == {"train": 4800, "eval": 500, "test": 1000}
+    assert not {row["text"] for row in found["train"]} & {row["text"] for row in found["eval"]}
+    assert banking77(tmp_path) == found
