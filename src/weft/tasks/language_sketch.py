@@ -18,7 +18,7 @@ def language_sketch(config: LanguageRun, longest: int | None = None, longest_ans
     """The base and the largest batch of a run of a language model, on the meta device.
 
     Args:
-        config: the settings; `bf16` decides the dtype of the weights.
+        config: the settings; `bf16` and `quantize` decide how the weights are held.
         longest: tokens in the longest row; by default as many as the settings, or else the base's context, allow.
         longest_answer: tokens in the longest answer of an encoder-decoder; by default as in the longest row.
 
@@ -40,7 +40,20 @@ def language_sketch(config: LanguageRun, longest: int | None = None, longest_ans
     if padded:
         batch["attention_mask"] = tokens(length)
     batch["labels"] = tokens(longest_answer or length) if model.config.is_encoder_decoder else batch["input_ids"]
-    return Sketch(model, batch, _loss, padded=padded)
+    return Sketch(model, batch, _loss, padded=padded, weights=_weights(model) if config.quantize == "8bit" else None)
+
+
+def _weights(model: PreTrainedModel) -> int:
+    """The bytes of a model whose linear layers are in 8 bits, with a float32 scale for each output.
+
+    As transformers does, the output head is left out.
+    """
+    head = model.get_output_embeddings()
+    total = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            total += module.weight.numel() + 4 * module.out_features - module.weight.nbytes
+    return total
 
 
 def _loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
