@@ -61,20 +61,21 @@ def test_the_processor_beside_the_adapter_writes_the_language(whisper: Path, set
     assert weft.load(result.adapter).provenance["task"] == "speech"
 
 
-@pytest.mark.parametrize("family", ["whisper", "wav2vec2"])
+@pytest.mark.parametrize(("family", "quantize"), [("whisper", "none"), ("whisper", "8bit"), ("wav2vec2", "8bit")])
 def test_the_card_shows_how_to_use_the_adapter(
-    family: str, settings: dict[str, Any], clips: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    family: str, quantize: str, settings: dict[str, Any], clips: Path, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    result = whisper_run(request.getfixturevalue(family), settings, max_steps=1, eval=None)
+    result = whisper_run(request.getfixturevalue(family), settings, max_steps=1, eval=None, quantize=quantize)
     code = (result.folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     assert ("'language': 'en'" in code) == (family == "whisper")
     samples, rate = soundfile.read(clips / "clips/0.wav")
     monkeypatch.chdir(settings["output"])
     soundfile.write("clip.wav", samples, rate)
-    capsys.readouterr()
     names: dict[str, Any] = {}
     exec(code, names)
+    modules = names["recognizer"].model.modules()
+    assert any(storage_of(module) is not None for module in modules) == (quantize == "8bit")
     assert weft.collect(names["recognizer"].model).factors.keys() == weft.load(result.adapter).factors.keys()
 
 

@@ -100,15 +100,19 @@ class SpeechTask(Task):
     def usage(self, adapter: Path) -> str:
         prompt = dict(self.recognizer.prompt)
         given = f", generate_kwargs={prompt}" if prompt else ""
+        name, held = "pipeline", ""
+        if self.config.quantize == "8bit":
+            name = "BitsAndBytesConfig, pipeline"
+            held = ', model_kwargs={"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}'
         return "\n".join(
             [
                 "```python",
                 "import soundfile",
-                "from transformers import pipeline",
+                f"from transformers import {name}",
                 "",
                 "import weft",
                 "",
-                f'recognizer = pipeline("automatic-speech-recognition", model={self.config.base!r})',
+                f'recognizer = pipeline("automatic-speech-recognition", model={self.config.base!r}{held})',
                 f"weft.attach(recognizer.model, weft.load({str(adapter)!r}))",
                 'samples, rate = soundfile.read("clip.wav")  # mono',
                 f'print(recognizer({{"raw": samples, "sampling_rate": rate}}{given})["text"])',
