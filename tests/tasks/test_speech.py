@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,21 @@ import pytest
 import soundfile
 import torch
 from tasks.speech_bases import altered
-from transformers import AutoProcessor
+from transformers import AutoProcessor, TrainingArguments
+from typer.testing import CliRunner
 
 import weft
+from weft.cli import app
+from weft.data.audio import AudioDataset
 from weft.errors import ConfigError, DataError
 from weft.nn import storage_of
 from weft.tasks import SpeechRun
+from weft.tasks.recognizers import load_recognizer
 from weft.tasks.speech import SpeechTask
 from weft.tasks.speech_metrics import error_rates, normalizer
-from weft.training import RunConfig, RunResult, run
+from weft.training import AdapterTrainer, RunConfig, RunResult, run
+from weft.training.checked_trainer import EpochLengthSampler
+from weft.training.run_memory import run_memory
 
 
 @pytest.fixture
@@ -90,14 +97,52 @@ def test_a_ctc_model_learns_letters(wav2vec2: Path, settings: dict[str, Any]) ->
 
 
 def test_clips_of_like_length_meet_without_being_decoded_for_it(
-    wav2vec2: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    wav2vec2: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     task = SpeechTask.open(SpeechRun(base=str(wav2vec2), bf16=False, **settings), None)
-    assert task.sampling == "group_by_length"
-    lengths = {task.train_data.clips[i].seconds for i in range(len(task.train_data))}
-    assert lengths == {0.5, 1.0}
-    result = run(SpeechRun(base=str(wav2vec2), **(settings | {"max_steps": 3, "eval": None})))
-    assert result.steps == 3
+    lengths = task.train_data.lengths
+    assert set(lengths) == {8_000, 16_000}
+    gone = [replace(clip, source=tmp_path / "gone") for clip in task.train_data.clips]
+    data = AudioDataset(gone, task.train_data.transcripts, task.train_data.rate)
+    weft.attach(task.model, weft.LoRAConfig(rank=2))
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=2, train_sampling_strategy=task.sampling, report_to="none",
+        use_cpu=True,
+    )  # fmt: skip
+    trainer = AdapterTrainer(model=task.model, args=arguments, train_dataset=data, data_collator=task.collator)
+    sampler = trainer._get_train_sampler()
+    assert isinstance(sampler, EpochLengthSampler)  # which puts rows of like length together
+    assert sampler.lengths == lengths
+
+
+@pytest.mark.parametrize("family", ["whisper", "wav2vec2"])
+@pytest.mark.parametrize("quantize", ["none", "8bit"])
+def test_memory_is_planned_before_the_run(
+    family: str, quantize: str, settings: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    base = request.getfixturevalue(family)
+    config = SpeechRun(base=str(base), bf16=False, language="en", quantize=quantize, **settings)
+    task = SpeechTask.open(config, None)
+    report = run_memory(config, task.sketch(), opened=True)
+    assert "activations of the largest batch" in str(report)
+    weights = sum(each.nbytes for each in (*task.model.parameters(), *task.model.buffers()))
+    assert report.plan.weights == weights
+    early = SpeechTask.early_sketch(config)
+    assert (early is None) == (family == "wav2vec2")  # whose longest clip is not known yet
+
+
+def test_an_adapter_is_merged_into_a_ctc_base(wav2vec2: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    result = run(SpeechRun(base=str(wav2vec2), **(settings | {"max_steps": 3, "learning_rate": 1e-2, "eval": None})))
+    words = ["merge", str(wav2vec2), str(result.adapter), "--output", str(tmp_path / "merged")]
+    merging = CliRunner().invoke(app, words)
+    assert merging.exit_code == 0, merging.output
+    adapted, merged = load_recognizer(wav2vec2), load_recognizer(tmp_path / "merged")
+    weft.attach(adapted.model, weft.load(result.adapter))
+    samples = torch.randn(1, 8_000)
+    with torch.no_grad():
+        expected = adapted.model(samples).logits
+        assert not torch.allclose(load_recognizer(wav2vec2).model(samples).logits, expected, atol=1e-4)
+        torch.testing.assert_close(merged.model(samples).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_is_the_mean_over_all_tokens_however_they_are_batched(whisper: Path, settings: dict[str, Any]) -> None:

@@ -12,9 +12,11 @@ from torch import Tensor
 from weft.data.audio import AudioDataset, load_audio
 from weft.data.text import IGNORED
 from weft.errors import ConfigError
+from weft.memory import Sketch
 from weft.tasks.recognizers import Recognizer, load_recognizer
 from weft.tasks.settings.speech import SpeechRun
 from weft.tasks.speech_metrics import SPEECH_METRICS, error_rates, normalizer
+from weft.tasks.speech_sketch import speech_sketch, with_weights_of
 from weft.training.mode import evaluating
 from weft.training.task import LOSS, Evaluation, Sample, Task
 
@@ -63,6 +65,16 @@ class SpeechTask(Task):
     @property
     def sampling(self) -> Literal["random", "group_by_length"]:
         return "group_by_length" if self.recognizer.pads_to_longest else "random"
+
+    @classmethod
+    def early_sketch(cls, config: SpeechRun) -> Sketch | None:  # type: ignore[override] # its own settings
+        return speech_sketch(config, None)
+
+    def sketch(self) -> Sketch:
+        read = 3 + max(len(each.ids) for each in self.train_data.transcripts)  # after a prefix of four; not the end
+        sketch = speech_sketch(self.config, max(self.train_data.lengths), read)
+        assert sketch is not None
+        return sketch if self.config.quantize == "none" else with_weights_of(sketch, self.model)
 
     def evaluate(self) -> Evaluation:
         assert self.eval_data is not None

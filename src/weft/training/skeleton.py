@@ -26,6 +26,7 @@ _AUTO_CLASSES = (
     transformers.AutoModelForMaskedLM,
     transformers.AutoModelForImageTextToText,
     transformers.AutoModelForSpeechSeq2Seq,
+    transformers.AutoModelForCTC,
     transformers.AutoModelForImageClassification,
     transformers.AutoModelForAudioClassification,
     transformers.AutoModel,
