@@ -15,7 +15,6 @@ from weft.data.classification import (
     encoded_texts,
     learned_names,
     read_labeled,
-    read_texts,
 )
 from weft.errors import DataError
 from weft.tasks.tiny.tokens import byte_tokenizer
@@ -65,10 +64,9 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'label'; did you mean 'lable'"):
         read_labeled(path, ClassColumns())
     with pytest.raises(DataError, match="no column 'question'"):
-        read_texts(path, ClassColumns(text="question"))
-    assert [str(text) for text in read_texts(path, ClassColumns())] == ["a"]
+        read_labeled(path, ClassColumns(text="question"))
     with pytest.raises(DataError, match="is empty"):
-        read_texts(write(tmp_path / "none.jsonl", []), ClassColumns())
+        read_labeled(write(tmp_path / "none.jsonl", []), ClassColumns())
 
 
 def test_a_label_that_training_has_not_names_the_row(tmp_path: Path, bert_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -86,7 +84,7 @@ def test_a_pair_has_its_types_and_a_batch_is_padded_on_the_right(
     )
     rows = read_labeled(path, ClassColumns(pair="other"))
     data = encoded_texts(path, rows, ("no", "yes"), bert_tokenizer, pair_types=True)
-    assert data.examples[0].text == "ab\nc"
+    assert str(data.examples[0].text) == "ab\nc"
     batch = ClassCollator(0)([data[0], data[1]])
     assert bert_tokenizer.batch_decode(batch["input_ids"]) == ["<s>ab</s>c</s>", "<s>d</s>e</s><pad>"]
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]
@@ -112,4 +110,4 @@ def test_rows_with_the_same_text_stay_on_one_side(tmp_path: Path, bert_tokenizer
     path = write(tmp_path / "rows.jsonl", [{"text": f"t{i % 5}", "label": i % 2} for i in range(20)])
     rest, held = load(path, bert_tokenizer).split(0.4, seed=1)
     assert (len(rest), len(held)) == (12, 8)
-    assert not {each.text for each in rest.examples} & {each.text for each in held.examples}
+    assert not {each.text.key for each in rest.examples} & {each.text.key for each in held.examples}

@@ -14,6 +14,7 @@ from weft.cli.adapter_options import companions, indices, mapping, pairs, split
 from weft.cli.output import errors, print_json, quiet_transformers, results, table
 from weft.errors import ConfigError
 from weft.training.config import RunConfig, run_settings
+from weft.training.self_training_config import SelfTrainingRun
 
 # Settings whose flag is repeated, or takes several values; and those that may carry settings of their own.
 _SEVERAL: dict[str, Callable[[list[str]], Any]] = {
@@ -67,6 +68,9 @@ def _train(
         from weft.tasks.tiny import tiny_run
 
         config = tiny_run(config)
+    if isinstance(config, SelfTrainingRun) and config.unlabeled is not None:
+        _self_train(config, resume, overwrite, as_json)
+        return
     result = train_run(config, resume=resume, overwrite=overwrite, console=errors())
     if as_json:
         print_json(result.to_dict())
@@ -90,6 +94,21 @@ def _train(
             out.print(f"kept the weights of step {result.best_step}, the best evaluation")
     else:
         out.print("nothing was held out: give --eval FILE or --eval-share 0.05 to see how well it does")
+    out.print(f"adapter    {result.adapter}", soft_wrap=True, markup=False)
+
+
+def _self_train(config: SelfTrainingRun, resume: bool, overwrite: bool, as_json: bool) -> None:
+    """The rounds of self-training, in one table, and whether anything was gained."""
+    from weft.training import self_train
+
+    result = self_train(config, resume=resume, overwrite=overwrite, console=errors())
+    if as_json:
+        print_json(result.to_dict())
+        return
+    heading, *rows = result.table(config.implementation().metrics)
+    out = results()
+    out.print(table([heading, *rows], right=heading[1:]))
+    out.print(result.verdict, markup=False)
     out.print(f"adapter    {result.adapter}", soft_wrap=True, markup=False)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from weft.data.prompts import Lay, Rows, lay_none
 from weft.data.rows import Row, read_rows
-from weft.data.text import LongRows, filled, missing, none_left, padded, split_rows, too_long
+from weft.data.text import IGNORED, LongRows, filled, missing, none_left, padded, split_rows, too_long
 from weft.errors import DataError, nearest
 
 TEXT, SENTENCE = "text", "sentence"
@@ -38,16 +38,21 @@ class Text:
     second: str | None
     where: str
 
+    @property
+    def key(self) -> str:
+        """The same for texts that differ in case and white space alone."""
+        return " ".join(str(self).split()).casefold()
+
     def __str__(self) -> str:
         return self.first if self.second is None else f"{self.first}\n{self.second}"
 
 
 @dataclass(frozen=True)
 class LabeledText:
-    """A text and its label."""
+    """A text and its label; None where it is to be found out."""
 
     text: Text
-    label: str
+    label: str | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class ClassExample:
     Attributes:
         input_ids: of the text or the pair, with the tokenizer's special tokens.
         token_type_ids: which of two texts a token is in, where the tokenizer says so.
-        label: the index of the label.
+        label: the index of the label; `IGNORED` where it is to be found out.
         text: what was read.
         truncated: whether it lost its right.
     """
@@ -99,7 +104,7 @@ class ClassExample:
     input_ids: Sequence[int]
     token_type_ids: Sequence[int] | None
     label: int
-    text: str
+    text: Text
     truncated: bool = False
 
 
@@ -139,20 +144,21 @@ class ClassDataset(Dataset[dict[str, Any]]):
         Raises:
             DataError: there are fewer than two texts.
         """
-        rest, held = split_rows([example.text for example in self.examples], share, seed)
+        rest, held = split_rows([example.text.key for example in self.examples], share, seed)
         return (
             ClassDataset([self.examples[i] for i in rest], self.names, self.report.dropped),
             ClassDataset([self.examples[i] for i in held], self.names),
         )
 
 
-def read_texts(source: str | Path, columns: ClassColumns, split: str = "train") -> list[Text]:
-    """The texts of a data set, whatever labels it may have.
+def text_of_row(row: Row, columns: ClassColumns) -> Text:
+    """The text, or the two, of a row.
 
     Raises:
-        DataError: nothing to read, or a row without a text; the message names the file and line.
+        DataError: there is none, or nothing in it.
     """
-    return [_text(row, columns) for row in _rows(source, split)]
+    named = SENTENCE if columns.text == TEXT and TEXT not in row.values and SENTENCE in row.values else columns.text
+    return Text(filled(row, named), None if columns.pair is None else filled(row, columns.pair), row.where)
 
 
 def read_labeled(source: str | Path, columns: ClassColumns, split: str = "train") -> list[LabeledText]:
@@ -161,7 +167,7 @@ def read_labeled(source: str | Path, columns: ClassColumns, split: str = "train"
     Raises:
         DataError: nothing to read, or a row without a text or a label; the message names the file and line.
     """
-    return [LabeledText(_text(row, columns), _label(row, columns.label)) for row in _rows(source, split)]
+    return [LabeledText(text_of_row(row, columns), _label(row, columns.label)) for row in _rows(source, split)]
 
 
 def learned_names(source: str | Path, rows: Sequence[LabeledText]) -> tuple[str, ...]:
@@ -170,7 +176,7 @@ def learned_names(source: str | Path, rows: Sequence[LabeledText]) -> tuple[str,
     Raises:
         DataError: they all have the same label.
     """
-    names = {row.label for row in rows}
+    names = {row.label for row in rows if row.label is not None}
     if len(names) == 1:
         raise DataError(f"{source}: every row has the label {names.pop()!r}; to tell labels apart takes two at least")
     return tuple(sorted(names, key=int) if all(map(_is_whole, names)) else sorted(names))
@@ -205,8 +211,8 @@ def encoded_texts(
     examples: list[ClassExample] = []
     dropped = 0
     for row in rows:
-        if row.label not in indices:
-            raise _unknown(row, names)
+        if row.label is not None and row.label not in indices:
+            raise _unknown(row, row.label, names)
         read = tokenizer(row.text.first, row.text.second, return_token_type_ids=pair_types, verbose=False)
         length = len(read["input_ids"])
         truncated = max_length is not None and length > max_length
@@ -229,8 +235,8 @@ def encoded_texts(
             ClassExample(
                 array("i", read["input_ids"]),
                 None if types is None else array("b", types),
-                indices[row.label],
-                str(row.text),
+                IGNORED if row.label is None else indices[row.label],
+                row.text,
                 truncated,
             )
         )
@@ -269,11 +275,6 @@ def _rows(source: str | Path, split: str) -> list[Row]:
     return rows
 
 
-def _text(row: Row, columns: ClassColumns) -> Text:
-    named = SENTENCE if columns.text == TEXT and TEXT not in row.values and SENTENCE in row.values else columns.text
-    return Text(filled(row, named), None if columns.pair is None else filled(row, columns.pair), row.where)
-
-
 def _label(row: Row, column: str) -> str:
     if column not in row.values:
         raise missing(row, column)
@@ -291,9 +292,9 @@ def _is_whole(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
 
 
-def _unknown(row: LabeledText, names: Sequence[str]) -> DataError:
+def _unknown(row: LabeledText, label: str, names: Sequence[str]) -> DataError:
     listed = ", ".join(map(repr, names[:_LISTED])) + (f" and {len(names) - _LISTED} more" if names[_LISTED:] else "")
     return DataError(
-        f"{row.text.where}: the label {row.label!r} is none that is learned{nearest(row.label, names)} (they are "
+        f"{row.text.where}: the label {label!r} is none that is learned{nearest(label, names)} (they are "
         f"{listed}); correct the row, or add training rows that have it"
     )

@@ -1,13 +1,13 @@
 """Classification: an encoder or a decoder with a head learns which of several labels a text has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from rich.console import Console
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
 from transformers import PreTrainedTokenizerBase
 
 from weft.data.classification import (
@@ -18,7 +18,9 @@ from weft.data.classification import (
     encoded_texts,
     learned_names,
     read_labeled,
+    text_of_row,
 )
+from weft.data.rows import Row, read_rows
 from weft.data.text import beginnings, pad_id
 from weft.errors import ConfigError
 from weft.model import LayPrompt
@@ -28,12 +30,13 @@ from weft.tasks.context import room, too_long_rows
 from weft.tasks.settings.classify import ClassifyRun
 from weft.training.base import BUNDLED
 from weft.training.mode import evaluating
-from weft.training.task import Evaluation, Metric, Sample, Task
+from weft.training.pseudo_labels import Guess, SelfTrainedTask, Unlabeled
+from weft.training.task import Evaluation, Metric, Sample
 
 _SAMPLES = 8  # answers that a report shows
 
 
-class ClassifyTask(Task):
+class ClassifyTask(SelfTrainedTask):
     """A run on classification: a base with a head, and texts with a label each.
 
     The head is trained whole, and saved with the adapter. The best weights are those of the highest Matthews
@@ -62,7 +65,7 @@ class ClassifyTask(Task):
 
     @classmethod
     def open(cls, config: ClassifyRun, console: Console | None) -> Self:  # type: ignore[override] # its own settings
-        columns = ClassColumns(config.text_column, config.text_pair_column, config.label_column)
+        columns = _columns(config)
         rows = read_labeled(config.train, columns, config.train_split)
         if config.label_names is None:
             names = in_order_of(config.base, learned_names(config.train, rows))
@@ -131,24 +134,82 @@ class ClassifyTask(Task):
                 **class_scores(labels.tolist(), answers.tolist(), len(data.names)),
             },
             samples=[
-                Sample(data.examples[i].text, data.names[int(labels[i])], data.names[int(answers[i])]) for i in shown
+                Sample(str(data.examples[i].text), data.names[int(labels[i])], data.names[int(answers[i])])
+                for i in shown
             ],
         )
 
     def logits(self, data: ClassDataset) -> Tensor:
         """What the head answers to each row, with the adapters that are active now: (rows, labels), float32."""
+        with evaluating(self.model):
+            return self._logits(data)
+
+    def unlabeled(self) -> Unlabeled:
+        assert self.config.unlabeled is not None
+        assert self.eval_data is not None
+        evaluated, known = ({each.text.key for each in data.examples} for data in (self.eval_data, self.train_data))
+        rows, held_out, repeated = [], 0, 0
+        for row in read_rows(self.config.unlabeled, self.config.unlabeled_split):
+            key = text_of_row(row, self._columns).key
+            if key in evaluated:
+                held_out += 1
+            elif key in known:
+                repeated += 1
+            else:
+                known.add(key)
+                rows.append(row)
+        return Unlabeled(rows, held_out, repeated)
+
+    def guess(self, rows: Sequence[Row]) -> list[Guess]:
+        if not rows:
+            return []
+        texts = [LabeledText(text_of_row(row, self._columns), None) for row in rows]
+        data = encoded_texts(
+            str(self.config.unlabeled),
+            texts,
+            self.train_data.names,
+            self.tokenizer,
+            pair_types=self.classifier.tells_texts_apart,
+            max_length=self.config.max_length,
+        )
+        sure = self._agreement(data) if self.config.selection == "consistency" else self.logits(data).softmax(-1)
+        confidence, label = sure.max(-1)
+        names = [data.names[i] for i in label.tolist()]
+        return [
+            Guess({**row.values, self.config.label_column: name}, name, value)
+            for row, name, value in zip(rows, names, confidence.tolist(), strict=True)
+        ]
+
+    def _agreement(self, data: ClassDataset) -> Tensor:
+        """The share of several passes with dropout that answer with each label, (rows, labels)."""
+        drops = self.config.dropout > 0 or any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.model.modules())
+        if not drops:
+            raise ConfigError(
+                "selection: consistency compares passes with dropout, and neither the base nor the adapter drops "
+                "anything; set dropout, or select by threshold"
+            )
+        votes = torch.zeros(len(data), len(data.names))
+        with evaluating(self.model), torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            self.model.train()
+            for _ in range(self.config.passes):
+                votes += one_hot(self._logits(data).argmax(-1), len(data.names))
+        return votes / self.config.passes
+
+    def _logits(self, data: ClassDataset) -> Tensor:
         lengths = data.lengths
         order = sorted(range(len(data)), key=lambda i: lengths[i])
-        logits = torch.zeros(len(data), len(data.names))
-        with evaluating(self.model):
-            for start in range(0, len(order), self.config.batch_size):
-                places = order[start : start + self.config.batch_size]
-                batch = self.collator([data[i] for i in places])
-                inputs = {
-                    key: value.to(self.classifier.model.device) for key, value in batch.items() if key != "labels"
-                }
-                logits[places] = self.model(**inputs).logits.float().cpu()
+        logits, collate = torch.zeros(len(data), len(data.names)), self.collator
+        for start in range(0, len(order), self.config.batch_size):
+            places = order[start : start + self.config.batch_size]
+            batch = collate([data[i] for i in places])
+            inputs = {key: value.to(self.classifier.model.device) for key, value in batch.items() if key != "labels"}
+            logits[places] = self.model(**inputs).logits.float().cpu()
         return logits
+
+    @property
+    def _columns(self) -> ClassColumns:
+        return _columns(self.config)
 
     def save_beside(self, folder: Path) -> None:
         """The model's configuration, with the labels' names."""
@@ -192,6 +253,10 @@ class ClassLoss:
         weights = None if self.weights is None else self.weights.to(logits.device)
         total = cross_entropy(logits, labels, weights, reduction="sum")
         return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def _columns(config: ClassifyRun) -> ClassColumns:
+    return ClassColumns(config.text_column, config.text_pair_column, config.label_column)
 
 
 def _balanced(data: ClassDataset) -> Tensor:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from weft.training.job import run
     from weft.training.lorahub import Composition, search_weights
     from weft.training.result import RunResult
+    from weft.training.self_training import SelfTrainingResult, self_train
     from weft.training.task import Evaluation, Metric, Sample, Task
     from weft.training.trainer import AdapterTrainer
     from weft.training.weight_search import WeightSearch
@@ -29,6 +30,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "Sample",
+    "SelfTrainingResult",
     "Task",
     "TextDataset",
     "WeightSearch",
@@ -37,6 +39,7 @@ __all__ = [
     "rank_curve",
     "run",
     "search_weights",
+    "self_train",
 ]
 
 # transformers takes seconds to import, so what needs it is imported when it is first asked for.
@@ -49,6 +52,7 @@ _HOMES = {
     "RankCurve": "weft.training.curve",
     "RunResult": "weft.training.result",
     "Sample": "weft.training.task",
+    "SelfTrainingResult": "weft.training.self_training",
     "Task": "weft.training.task",
     "TextDataset": "weft.data.text",
     "WeightSearch": "weft.training.weight_search",
@@ -57,6 +61,7 @@ _HOMES = {
     "rank_curve": "weft.training.curve",
     "run": "weft.training.job",
     "search_weights": "weft.training.lorahub",
+    "self_train": "weft.training.self_training",
 }
 
 

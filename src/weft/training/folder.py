@@ -10,6 +10,7 @@ adapter/        the trained adapter; or
 model/          a whole model's trained weights
 README.md       its card
 checkpoints/    the last and the best, for resuming
+rounds/         of self-training, each a run of its own
 scratch/        while the run lasts, what its task keeps on disk
 tensorboard/    events, if TensorBoard is installed
 """
@@ -89,6 +90,11 @@ class RunFolder:
         return self.root / "pictures"
 
     @property
+    def rounds(self) -> Path:
+        """Where the rounds of self-training are."""
+        return self.root / "rounds"
+
+    @property
     def scratch(self) -> Path:
         """Where the task keeps what it needs while the run lasts."""
         return self.root / "scratch"
@@ -127,7 +133,15 @@ class RunFolder:
         """Deletes what a run has written, and the folder if nothing else is in it."""
         for path in (self.config, self.metrics, self.samples, self.plot, self.metrics_plot, self.card):
             path.unlink(missing_ok=True)
-        for path in (self.adapter, self.model, self.checkpoints, self.pictures, self.scratch, self.tensorboard):
+        for path in (
+            self.adapter,
+            self.model,
+            self.checkpoints,
+            self.pictures,
+            self.rounds,
+            self.scratch,
+            self.tensorboard,
+        ):
             shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: somebody else's files stay
             self.root.rmdir()

@@ -30,10 +30,11 @@ from weft.training.progress import LogBeforeSaving, MetricsWriter, ProgressBar, 
 from weft.training.quantize import require_quantized
 from weft.training.result import RunResult
 from weft.training.run_memory import move_to_device, show_memory
+from weft.training.self_training_config import SelfTrainingRun
 from weft.training.task import Evaluation, Task
 from weft.training.trainer import AdapterTrainer
 
-__all__ = ["Learner", "run", "run_with", "trainer_of", "uses_bf16"]
+__all__ = ["Learner", "check_same", "run", "run_with", "trainer_of", "uses_bf16"]
 
 
 def run(
@@ -141,6 +142,8 @@ def run_with(
         raise ConfigError(
             "weft train runs in one process; under torchrun, use weft.training.AdapterTrainer in a script of your own"
         )
+    if isinstance(config, SelfTrainingRun) and config.unlabeled is not None:
+        raise ConfigError("unlabeled: one run learns labelled rows alone; weft.training.self_train makes several of it")
     config = config.resolved()
     folder = RunFolder(config.output)
     if not torch.cuda.is_available():
@@ -148,7 +151,7 @@ def run_with(
     task = config.implementation().open(config.model_copy(update={"bf16": uses_bf16(config)}), console)
     require_quantized(task.model, config.quantize)
     if resume:
-        _check_same(task.config, folder)
+        check_same(task.config, folder)
     size = learner.size(task)  # before the folder is made, so that a wrong pattern leaves no trace
     distance = learner.foretell(task, console)
     if not resume:
@@ -279,7 +282,7 @@ def uses_bf16(config: RunConfig) -> bool:
     return config.bf16
 
 
-def _check_same(config: RunConfig, folder: RunFolder) -> None:
+def check_same(config: RunConfig, folder: RunFolder) -> None:
     """Raises ConfigError unless the folder holds a run with these very settings."""
     if not folder.config.is_file():
         raise ConfigError(f"there is no run to resume in {folder.root}: it has no config.yaml")

@@ -4,14 +4,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from weft.training.config import RunConfig, run_settings
+from weft.training.config import run_settings
+from weft.training.self_training_config import SelfTrainingRun
 
 if TYPE_CHECKING:
-    from weft.training.task import Task
+    from weft.training.pseudo_labels import SelfTrainedTask
 
 
 @run_settings.register("classify")
-class ClassifyRun(RunConfig):
+class ClassifyRun(SelfTrainingRun):
     """An encoder or a decoder with a head learns which of several labels a text has."""
 
     task: Literal["classify"] = Field("classify", description="What is learned.")
@@ -39,7 +40,7 @@ class ClassifyRun(RunConfig):
     )
 
     @classmethod
-    def implementation(cls) -> "type[Task]":
+    def implementation(cls) -> "type[SelfTrainedTask]":
         """The task of classification."""
         from weft.tasks.classify import ClassifyTask
 

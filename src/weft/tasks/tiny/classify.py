@@ -44,7 +44,11 @@ def classify(folder: Path) -> dict[str, Any]:
         for pair in zip(_PRAISE, _BLAME, strict=True)
         for text, label in zip(pair, ("positive", "negative"), strict=True)
     ]
-    return {"train": write_rows(folder / "train.jsonl", rows[:8]), "eval": write_rows(folder / "eval.jsonl", rows[8:])}
+    return {
+        "train": write_rows(folder / "train.jsonl", rows[:8]),
+        "eval": write_rows(folder / "eval.jsonl", rows[8:]),
+        "unlabeled": write_rows(folder / "unlabeled.jsonl", [{"text": f"{row['text']}, all in all"} for row in rows]),
+    }
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
