@@ -23,8 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from weft.data.images import find_pictures, read_picture, square
-from weft.tasks.image_loss import DenoisingLoss
-from weft.tasks.image_pipeline import StableDiffusion
+from weft.tasks.diffusion.loss import DenoisingLoss
+from weft.tasks.diffusion.pipeline import StableDiffusion
 from weft.tasks.tiny.pipelines import clip_tokenizer
 
 BATCH, PEAK, WARMUP = 16, 1e-3, 0.03  # the last one is a share of the time

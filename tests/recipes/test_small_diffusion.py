@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import weft
-from weft.tasks.image_loss import DenoisingLoss
-from weft.tasks.image_pipeline import load_pipeline
+from weft.tasks.diffusion.loss import DenoisingLoss
+from weft.tasks.diffusion.pipeline import load_pipeline
 from weft.tasks.tiny.pipelines import draw_pictures
 
 SCRIPTS = Path(weft.__file__).parents[2] / "recipes" / "small_diffusion"

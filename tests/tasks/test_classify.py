@@ -20,8 +20,8 @@ import weft
 from weft.cli import app
 from weft.errors import BaseMismatchError, ConfigError, DataError
 from weft.tasks import ClassifyRun
-from weft.tasks.class_metrics import class_scores
-from weft.tasks.classifiers import load_classifier, load_tokenizer
+from weft.tasks.classification.classifiers import load_classifier, load_tokenizer
+from weft.tasks.classification.metrics import class_scores
 from weft.tasks.classify import ClassifyTask
 from weft.tasks.tiny import bases, build
 from weft.tasks.tiny.tokens import byte_tokenizer

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import weft
 from weft.errors import ConfigError, DataError
+from weft.tasks.diffusion.pipeline import load_pipeline
 from weft.tasks.image import parts_of
-from weft.tasks.image_pipeline import load_pipeline
 from weft.tasks.settings.image import ImageRun
 from weft.tasks.tiny.pipelines import draw_pictures
 from weft.training import RunConfig, run
@@ -98,7 +98,7 @@ def test_a_killed_run_resumed_is_the_run_uninterrupted(place: Path, tmp_path: Pa
     (tmp_path / "run.yaml").write_text(killed.to_yaml())
     dying = """
 import os, signal, sys
-from weft.tasks.image_loss import DenoisingLoss
+from weft.tasks.diffusion.loss import DenoisingLoss
 from weft.training import RunConfig, run
 from weft.training.full import run_full
 steps, forward = [], DenoisingLoss.forward

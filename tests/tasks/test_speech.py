@@ -21,9 +21,9 @@ from weft.data.audio import AudioDataset
 from weft.errors import ConfigError, DataError
 from weft.nn import storage_of
 from weft.tasks import SpeechRun
-from weft.tasks.recognizers import load_recognizer
+from weft.tasks.recognition.metrics import error_rates, normalizer
+from weft.tasks.recognition.recognizers import load_recognizer
 from weft.tasks.speech import SpeechTask
-from weft.tasks.speech_metrics import error_rates, normalizer
 from weft.training import AdapterTrainer, RunConfig, RunResult, run
 from weft.training.checked_trainer import EpochLengthSampler
 from weft.training.run_memory import run_memory

@@ -12,7 +12,7 @@ import weft
 from weft.errors import ConfigError
 from weft.formats import load
 from weft.tasks import SummarizeRun
-from weft.tasks.generation import Decoding, generate_texts
+from weft.tasks.language.generation import Decoding, generate_texts
 from weft.tasks.summarize import SummarizeTask
 from weft.tasks.tiny import bases, build, data
 from weft.training import load_base, run

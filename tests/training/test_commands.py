@@ -40,8 +40,9 @@ def invoke(*words: str | Path) -> Result:
 def test_every_setting_is_a_flag_with_its_description() -> None:
     """Flags are made from the tasks' settings; this keeps it so, and keeps the help whole."""
     fields: dict[str, FieldInfo] = dict(RunConfig.model_fields)
-    for task in run_settings:
-        fields |= run_settings[task].model_fields | fields
+    for settings in (run_settings[task] for task in run_settings):
+        if settings.__module__.startswith("weft."):  # other tests register tasks of their own, once flags are made
+            fields |= settings.model_fields | fields
     text = " ".join(invoke("train", "--help").stdout.split())
     parameters = {parameter.name: parameter for parameter in get_command(app).commands["train"].params}  # type: ignore[attr-defined]
     for name, field in fields.items():

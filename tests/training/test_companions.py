@@ -22,7 +22,7 @@ from weft.data.text import IGNORED, Collator
 from weft.errors import ConfigError, TrainingError
 from weft.model import LayPrompt
 from weft.tasks import TextRun, evaluate
-from weft.tasks.generation import Decoding
+from weft.tasks.language.generation import Decoding
 from weft.training import AdapterTrainer, load_base, load_text, run
 
 

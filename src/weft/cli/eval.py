@@ -126,7 +126,7 @@ def _text(
 ) -> _Subject:
     from weft.data.text import INPUT
     from weft.tasks import evaluate as evaluate_model
-    from weft.tasks.generation import Decoding
+    from weft.tasks.language.generation import Decoding
     from weft.tasks.text import TextTask
     from weft.training import load_base
 

@@ -273,7 +273,7 @@ def _answer(
     from weft.data.prompts import lay_prompt
     from weft.data.text import beginnings, context_length, pad_id
     from weft.model import activate, adapter_names, prompt_ids
-    from weft.tasks.generation import end_ids
+    from weft.tasks.language.generation import end_ids
 
     model, tokenizer = resident.model, resident.tokenizer
     limit = context_length(model)

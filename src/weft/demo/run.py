@@ -17,7 +17,7 @@ import weft
 from weft.demo.stdlib import functions
 from weft.demo.tasks import TASKS, Task
 from weft.tasks import TextRun, generate_answers
-from weft.tasks.generation import Decoding
+from weft.tasks.language.generation import Decoding
 from weft.training import RunResult, Sample, TextDataset, load_base, load_text, run
 from weft.training.base import Base
 

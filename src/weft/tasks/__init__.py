@@ -11,7 +11,7 @@ from weft.tasks.settings.summarize import SummarizeRun
 from weft.tasks.settings.text import TextRun
 
 if TYPE_CHECKING:
-    from weft.tasks.text_evaluation import evaluate, generate_answers
+    from weft.tasks.language.evaluation import evaluate, generate_answers
 
 __all__ = [
     "ClassifyRun",
@@ -26,8 +26,8 @@ __all__ = [
 
 # What needs torch and transformers is imported when it is first asked for.
 _HOMES = {
-    "evaluate": "weft.tasks.text_evaluation",
-    "generate_answers": "weft.tasks.text_evaluation",
+    "evaluate": "weft.tasks.language.evaluation",
+    "generate_answers": "weft.tasks.language.evaluation",
 }
 
 

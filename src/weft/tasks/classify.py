@@ -24,9 +24,9 @@ from weft.data.rows import Row, read_rows
 from weft.data.text import beginnings, pad_id
 from weft.errors import ConfigError
 from weft.model import LayPrompt
-from weft.tasks.class_metrics import CLASS_METRICS, MATTHEWS, class_scores
-from weft.tasks.classifiers import Classifier, in_order_of, load_classifier, load_tokenizer
-from weft.tasks.context import room, too_long_rows
+from weft.tasks.classification.classifiers import Classifier, in_order_of, load_classifier, load_tokenizer
+from weft.tasks.classification.metrics import CLASS_METRICS, MATTHEWS, class_scores
+from weft.tasks.language.context import room, too_long_rows
 from weft.tasks.settings.classify import ClassifyRun
 from weft.training.base import BUNDLED
 from weft.training.mode import evaluating

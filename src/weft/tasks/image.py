@@ -14,10 +14,10 @@ from weft.data.images import Picture, find_pictures
 from weft.formats import load
 from weft.model.new_folder import new_folder
 from weft.model.state import has_state
-from weft.tasks.image_data import LatentCollator, LatentDataset, encode_pictures, hold_out
-from weft.tasks.image_grid import Artist
-from weft.tasks.image_loss import DenoisingLoss
-from weft.tasks.image_pipeline import Pipeline, load_pipeline
+from weft.tasks.diffusion.data import LatentCollator, LatentDataset, encode_pictures, hold_out
+from weft.tasks.diffusion.grid import Artist
+from weft.tasks.diffusion.loss import DenoisingLoss
+from weft.tasks.diffusion.pipeline import Pipeline, load_pipeline
 from weft.tasks.settings.image import ImageRun
 from weft.training.mode import evaluating
 from weft.training.task import Evaluation, Metric, Task

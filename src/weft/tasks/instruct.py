@@ -10,7 +10,7 @@ from weft.data.chat_templates import INPUT_HEADING, chat_template
 from weft.data.instructions import InstructionColumns, load_instructions
 from weft.data.text import TextDataset
 from weft.errors import ConfigError
-from weft.tasks.language import LanguageTask, in_shell, open_base
+from weft.tasks.language.task import LanguageTask, in_shell, open_base
 from weft.tasks.settings.instruct import InstructRun
 
 

@@ -13,10 +13,10 @@ from weft.data.audio import AudioDataset, load_audio
 from weft.data.text import IGNORED
 from weft.errors import ConfigError
 from weft.memory import Sketch
-from weft.tasks.recognizers import Recognizer, load_recognizer
+from weft.tasks.recognition.metrics import SPEECH_METRICS, error_rates, normalizer
+from weft.tasks.recognition.recognizers import Recognizer, load_recognizer
+from weft.tasks.recognition.sketch import speech_sketch, with_weights_of
 from weft.tasks.settings.speech import SpeechRun
-from weft.tasks.speech_metrics import SPEECH_METRICS, error_rates, normalizer
-from weft.tasks.speech_sketch import speech_sketch, with_weights_of
 from weft.training.mode import evaluating
 from weft.training.task import LOSS, Evaluation, Sample, Task
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from weft.data.pairs import PairColumns, load_pairs
 from weft.data.seq2seq import load_seq2seq
 from weft.data.text import INPUT
-from weft.tasks.language import LanguageTask, Rows, in_shell, open_base
+from weft.tasks.language.task import LanguageTask, Rows, in_shell, open_base
 from weft.tasks.settings.summarize import SummarizeRun
 
 _T5 = ("t5", "mt5", "umt5", "longt5")
@@ -53,7 +53,7 @@ class SummarizeTask(LanguageTask):
             [
                 "```python",
                 "import weft",
-                "from weft.tasks.generation import generate_texts",
+                "from weft.tasks.language.generation import generate_texts",
                 "from weft.training import load_base",
                 "",
                 f"base = load_base({base!r}{'' if held == 'none' else f', quantize={held!r}'}, encoder_decoders=True)",

@@ -6,7 +6,7 @@ from typing import Self
 from rich.console import Console
 
 from weft.data.text import INPUT, Columns, TextDataset, load_text
-from weft.tasks.language import LanguageTask, in_shell, open_base
+from weft.tasks.language.task import LanguageTask, in_shell, open_base
 from weft.tasks.settings.text import TextRun
 
 

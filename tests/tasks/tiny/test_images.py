@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from weft.data.images import find_pictures
-from weft.tasks.image_pipeline import load_pipeline
+from weft.tasks.diffusion.pipeline import load_pipeline
 from weft.tasks.tiny import bases, build, data
 
 

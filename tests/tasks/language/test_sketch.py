@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from weft.tasks import TextRun
-from weft.tasks.language_sketch import language_sketch
+from weft.tasks.language.sketch import language_sketch
 from weft.training.base import load_base
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from weft.data.images import ImageReport, Picture, read_picture, square
 from weft.errors import DataError
-from weft.tasks.image_pipeline import Pipeline
+from weft.tasks.diffusion.pipeline import Pipeline
 
 Row = dict[str, Tensor]  # latents (channels, height, width), prompt (), geometry (4)
 

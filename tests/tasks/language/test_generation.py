@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from weft.tasks.generation import Decoding, generate_texts, spread
+from weft.tasks.language.generation import Decoding, generate_texts, spread
 from weft.tasks.tiny import bases, build
 
 

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from weft.data.text import IGNORED
 from weft.tasks import evaluate, generate_answers
-from weft.tasks.generation import Decoding
+from weft.tasks.language.generation import Decoding
 from weft.training import TextDataset, load_text
 
 

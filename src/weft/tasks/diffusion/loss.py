@@ -21,7 +21,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from weft.errors import ConfigError
-from weft.tasks.image_pipeline import Conditions, Pipeline
+from weft.tasks.diffusion.pipeline import Conditions, Pipeline
 
 
 class Noise(ABC):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from weft.tasks.image_pipeline import Pipeline
+from weft.tasks.diffusion.pipeline import Pipeline
 
 
 class Artist:

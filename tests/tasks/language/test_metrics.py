@@ -2,7 +2,7 @@
 
 import pytest
 
-from weft.tasks.text_metrics import TEXT_METRICS, text_scores
+from weft.tasks.language.metrics import TEXT_METRICS, text_scores
 from weft.training.task import Sample
 
 

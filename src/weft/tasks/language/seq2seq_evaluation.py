@@ -5,8 +5,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weft.data.seq2seq import Seq2SeqCollator, Seq2SeqDataset
 from weft.data.text import IGNORED, beginnings, pad_id
 from weft.model import LayPrompt
-from weft.tasks.generation import GREEDY, Decoding, generate_texts, spread
-from weft.tasks.text_evaluation import samples, text_evaluation
+from weft.tasks.language.evaluation import samples, text_evaluation
+from weft.tasks.language.generation import GREEDY, Decoding, generate_texts, spread
 from weft.training.mode import evaluating
 from weft.training.task import Evaluation, Sample
 from weft.training.token_loss import scores_of_logits

@@ -11,7 +11,7 @@ from tiny_base import Write
 from weft.bundled import bundled_base
 from weft.data.text import load_text
 from weft.tasks import TextRun
-from weft.tasks.text_distance import text_distance
+from weft.tasks.language.distance import text_distance
 from weft.training.advice import advise
 from weft.training.base import Base, load_base
 from weft.training.distance import Advice, Distance

@@ -22,7 +22,7 @@ import weft
 from weft.data.audio import AudioDataset, Clip, load_audio
 from weft.data.text import IGNORED
 from weft.errors import ConfigError
-from weft.tasks.recognizers import CTCRecognizer, Recognizer, WhisperRecognizer, load_recognizer
+from weft.tasks.recognition.recognizers import CTCRecognizer, Recognizer, WhisperRecognizer, load_recognizer
 from weft.training import AdapterTrainer
 
 

@@ -16,14 +16,14 @@ from weft.data.text import IGNORED, Collator, TextDataset, beginnings, context_l
 from weft.errors import ConfigError
 from weft.memory import Sketch
 from weft.model import LayPrompt
-from weft.tasks.context import room, too_long_rows
-from weft.tasks.generation import Decoding
-from weft.tasks.language_sketch import language_sketch
-from weft.tasks.seq2seq_evaluation import evaluate_seq2seq
+from weft.tasks.language.context import room, too_long_rows
+from weft.tasks.language.distance import text_distance
+from weft.tasks.language.evaluation import evaluate
+from weft.tasks.language.generation import Decoding
+from weft.tasks.language.metrics import TEXT_METRICS
+from weft.tasks.language.seq2seq_evaluation import evaluate_seq2seq
+from weft.tasks.language.sketch import language_sketch
 from weft.tasks.settings.language import LanguageRun
-from weft.tasks.text_distance import text_distance
-from weft.tasks.text_evaluation import evaluate
-from weft.tasks.text_metrics import TEXT_METRICS
 from weft.training.base import Base, load_base
 from weft.training.distance import Distance
 from weft.training.frozen_blocks import FrozenBlocks

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weft.data.text import TextDataset
-from weft.tasks.generation import GREEDY, Decoding, generate_texts, spread
-from weft.tasks.text_metrics import text_scores
+from weft.tasks.language.generation import GREEDY, Decoding, generate_texts, spread
+from weft.tasks.language.metrics import text_scores
 from weft.training.frozen_cache import FrozenCache
 from weft.training.row_scores import RowScorer
 from weft.training.task import Evaluation, Sample

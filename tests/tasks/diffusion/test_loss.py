@@ -9,9 +9,9 @@ from pipelines import PIPELINES
 from torch import Tensor
 
 from weft.errors import ConfigError
-from weft.tasks.image_data import LatentCollator, LatentDataset
-from weft.tasks.image_loss import DenoisingLoss, Diffusion, noise_of
-from weft.tasks.image_pipeline import FAMILIES, Pipeline
+from weft.tasks.diffusion.data import LatentCollator, LatentDataset
+from weft.tasks.diffusion.loss import DenoisingLoss, Diffusion, noise_of
+from weft.tasks.diffusion.pipeline import FAMILIES, Pipeline
 from weft.tasks.tiny.pipelines import stable_diffusion
 
 PROMPTS = ["a photo of sks dog", "a photo of a dog"]

@@ -8,8 +8,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from weft.data.pairs import PairColumns
 from weft.data.seq2seq import Seq2SeqCollator, load_seq2seq
-from weft.tasks.generation import Decoding
-from weft.tasks.seq2seq_evaluation import evaluate_seq2seq
+from weft.tasks.language.generation import Decoding
+from weft.tasks.language.seq2seq_evaluation import evaluate_seq2seq
 from weft.tasks.tiny import bases, build, data
 
 

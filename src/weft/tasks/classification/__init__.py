@@ -1,0 +1,1 @@
+"""What the task of classification is made of: models with a head, and metrics."""
