@@ -44,7 +44,8 @@ task, a sweep of learning rates for each, several seeds, and a process for each 
 
 ±: half the width of the 95% interval of the mean over seeds, by Student's t. Checkpoint: the file of what was trained.
 Peak memory: the most that a run's process held over what its imports take, evaluations included. Step: the mean
-optimizer step. A method is *as good as the best* if its mean lies in the best one's interval.
+optimizer step; the machine had other work beside it, so take steps as rough. A method is *as good as the best* if its
+mean lies in the best one's interval.
 """
 
 
