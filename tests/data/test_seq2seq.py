@@ -9,8 +9,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from weft.data.pairs import PairColumns
-from weft.data.seq2seq import Seq2SeqCollator, load_seq2seq
-from weft.data.text import IGNORED
+from weft.data.seq2seq import load_seq2seq
+from weft.data.text import IGNORED, Collator
 from weft.errors import DataError
 
 Write = Callable[..., Path]
@@ -47,7 +47,7 @@ def test_a_target_that_is_too_long_leaves_its_pair_out(write: Write, tokenizer: 
 
 def test_padding_changes_no_loss(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     data = load_seq2seq(write(ROWS), tokenizer, COLUMNS)
-    collate = Seq2SeqCollator(tokenizer.pad_token_id)
+    collate = Collator(tokenizer.pad_token_id)
     batch = collate([data[0], data[1]])
     assert batch["input_ids"].shape == (2, 10)
     assert batch["labels"].tolist()[1][2:] == [IGNORED, IGNORED]

@@ -17,7 +17,6 @@ from weft import Bottleneck, LoRAConfig, Prefix, Prompt
 from weft.cli import app
 from weft.data.classification import ClassCollator
 from weft.data.packed import PackedCollator
-from weft.data.seq2seq import Seq2SeqCollator
 from weft.data.text import IGNORED, Collator
 from weft.errors import ConfigError, TrainingError
 from weft.model import LayPrompt
@@ -98,7 +97,7 @@ def test_a_prompt_is_laid_with_labels_that_learn_the_same_tokens(model: LlamaFor
 def test_a_prompt_is_laid_before_sources_and_texts_too() -> None:
     config = LoRAConfig(targets=(), companions=(Prompt(length=2),))
     t5, bert = (weft.attach(FAMILY[name].base(), config) for name in ("t5", "bert"))
-    pair = Seq2SeqCollator(0, LayPrompt(t5))([{"input_ids": [5, 6], "labels": [7, 8]}])
+    pair = Collator(0, LayPrompt(t5))([{"input_ids": [5, 6], "labels": [7, 8]}])
     assert {key: value.tolist() for key, value in pair.items()} == {
         "input_ids": [[32, 33, 5, 6]], "attention_mask": [[1, 1, 1, 1]], "labels": [[7, 8]]
     }  # fmt: skip

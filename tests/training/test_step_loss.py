@@ -12,7 +12,6 @@ from torch import Tensor
 
 import weft
 from tests.families import BERT, LLAMA
-from weft.data.seq2seq import Seq2SeqCollator
 from weft.data.text import IGNORED, Collator
 from weft.training import AdapterTrainer
 from weft.training.token_loss import head_of
@@ -56,8 +55,8 @@ PADDED = [{"input_ids": row["input_ids"], "labels": [IGNORED, *row["input_ids"][
 @pytest.mark.parametrize(
     ("make", "collate", "rows"),
     [
-        (t5, Seq2SeqCollator(0), ROWS),
-        (bart, Seq2SeqCollator(1), ROWS),
+        (t5, Collator(0), ROWS),
+        (bart, Collator(1), ROWS),
         (bert, classes, ROWS),
         (lambda: t.LlamaForCausalLM(t.LlamaConfig(**LLAMA)), Collator(0), PADDED),
     ],

@@ -5,21 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from weft.data.pairs import PairColumns, read_pairs, shortened
-from weft.data.prompts import Lay, Rows, lay_none
 from weft.data.text import (
-    IGNORED,
     INPUT,
     DataReport,
     LongRows,
     ended,
     ids_of,
     none_left,
-    padded,
     split_rows,
     too_long,
 )
@@ -113,27 +109,6 @@ def load_seq2seq(
     if not examples:
         raise none_left(source, dropped, max_length)
     return Seq2SeqDataset(examples, dropped)
-
-
-@dataclass(frozen=True)
-class Seq2SeqCollator:
-    """Pads a batch of pairs on the right; `lay` puts a prompt into each source before.
-
-    Returns input_ids and attention_mask (0 on padding), each (rows, longest source), and labels (`IGNORED` on
-    padding), (rows, longest target), int64. The model makes the decoder's input of the labels.
-    """
-
-    pad_id: int
-    lay: Lay = lay_none
-
-    def __call__(self, rows: Rows) -> dict[str, Tensor]:
-        rows = self.lay(rows)
-        ids = [row["input_ids"] for row in rows]
-        return {
-            "input_ids": padded(ids, self.pad_id),
-            "attention_mask": padded([[1] * len(each) for each in ids], 0),
-            "labels": padded([row["labels"] for row in rows], IGNORED),
-        }
 
 
 def _target_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

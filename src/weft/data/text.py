@@ -270,9 +270,10 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads a batch of rows on the right; `lay` puts a prompt into each before.
+    """Pads a batch of rows, or of an encoder-decoder's pairs, on the right; `lay` puts a prompt into each before.
 
-    Returns input_ids, attention_mask (0 on padding) and labels (`IGNORED` on padding), each (rows, longest), int64.
+    Returns input_ids and attention_mask (0 on padding), each (rows, longest), and labels (`IGNORED` on padding), (rows,
+    longest), of pairs (rows, longest target); int64. An encoder-decoder makes its decoder's input of the labels.
     """
 
     pad_id: int

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from weft.data.pairs import PairColumns
-from weft.data.seq2seq import Seq2SeqCollator, load_seq2seq
+from weft.data.seq2seq import load_seq2seq
+from weft.data.text import Collator
 from weft.tasks.language.generation import Decoding
 from weft.tasks.language.seq2seq_evaluation import evaluate_seq2seq
 from weft.tasks.tiny import bases, build, data
@@ -26,7 +27,7 @@ def test_loss_and_accuracy_are_the_models_own(name: str, tmp_path: Path, monkeyp
     assert torch.equal(torch.get_rng_state(), state)
 
     model.eval()
-    batch = Seq2SeqCollator(tokenizer.pad_token_id)([rows[i] for i in range(len(rows))])  # all rows at once
+    batch = Collator(tokenizer.pad_token_id)([rows[i] for i in range(len(rows))])  # all rows at once
     with torch.no_grad():
         output = model(**batch)
     learned = batch["labels"] != -100

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import weft
 from weft.data.instructions import load_instructions, read_instructions
 from weft.data.pairs import PairColumns
-from weft.data.seq2seq import Seq2SeqCollator, load_seq2seq
+from weft.data.seq2seq import load_seq2seq
+from weft.data.text import Collator
 from weft.tasks.tiny import bases, build, data
 
 
@@ -41,7 +42,7 @@ def test_an_encoder_decoder_is_of_its_family_and_takes_dialogues(name: str) -> N
     train, held_out = (load_seq2seq(files[side], tokenizer, columns) for side in ("train", "eval"))
     assert (len(train), len(held_out)) == (10, 8)  # two references to each of four
     with torch.no_grad():
-        assert model(**Seq2SeqCollator(tokenizer.pad_token_id)([train[0], train[1]])).loss.isfinite()
+        assert model(**Collator(tokenizer.pad_token_id)([train[0], train[1]])).loss.isfinite()
 
 
 def test_instructions_come_in_two_layouts() -> None:

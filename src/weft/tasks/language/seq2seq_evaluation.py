@@ -2,8 +2,8 @@
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weft.data.seq2seq import Seq2SeqCollator, Seq2SeqDataset
-from weft.data.text import IGNORED, beginnings, pad_id
+from weft.data.seq2seq import Seq2SeqDataset
+from weft.data.text import IGNORED, Collator, beginnings, pad_id
 from weft.model import LayPrompt
 from weft.tasks.language.evaluation import samples, text_evaluation
 from weft.tasks.language.generation import GREEDY, Decoding, generate_texts, spread
@@ -31,7 +31,7 @@ def evaluate_seq2seq(
         generate_rows: sources, spread evenly over the data set, to answer.
         decoding: how the tokens of an answer are chosen.
     """
-    collate = Seq2SeqCollator(pad_id(tokenizer), LayPrompt(model, beginnings(tokenizer)))
+    collate = Collator(pad_id(tokenizer), LayPrompt(model, beginnings(tokenizer)))
     order = sorted(range(len(dataset)), key=lambda i: len(dataset.examples[i].input_ids))
     loss, correct, tokens = 0.0, 0, 0
     with evaluating(model):

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from weft.data.packed import PackedCollator
-from weft.data.seq2seq import Seq2SeqCollator, Seq2SeqDataset
+from weft.data.seq2seq import Seq2SeqDataset
 from weft.data.text import IGNORED, Collator, TextDataset, beginnings, context_length, pad_id
 from weft.errors import ConfigError
 from weft.memory import Sketch
@@ -90,7 +90,7 @@ class LanguageTask(Task, ABC):
         tokenizer = self.base.tokenizer
         padding, starts = pad_id(tokenizer), beginnings(tokenizer)
         if isinstance(self.train_data, Seq2SeqDataset):
-            return Seq2SeqCollator(padding, LayPrompt(self.model, starts))
+            return Collator(padding, LayPrompt(self.model, starts))
         lay = LayPrompt(self.model, starts, IGNORED)
         collate = PackedCollator(lay) if self.config.batching == "packed" else Collator(padding, lay)
         return collate if self._cache is None else self._cache.collator(collate)
